@@ -1,0 +1,1 @@
+"""Generated from `proto/luthier/v1`; regenerate with `make proto`."""
