@@ -139,6 +139,10 @@ class GenerationRecord:
     last_step: int = 0
     phase_index: int = 0
     """Phase that `last_step` belongs to."""
+    phase_started: bool = False
+    """Node 0 reported a started phase under this fence."""
+    save_failed: str = ""
+    """Why the save of a pause failed while all ranks train on; "" otherwise."""
     end_time: float | None = None
     end_cause: str = ""
     message: str = ""
@@ -152,6 +156,8 @@ class NodeRecord:
     attempt: int
     index: int
     incarnation: str = ""
+    superseded: tuple[str, ...] = ()
+    """Older incarnations: fenced when they speak again."""
     host: str = ""
     metrics_port: int = 0
     handle: str = ""
@@ -162,6 +168,8 @@ class NodeRecord:
     """Generation after which it declared itself ready (0: preflight passed); -1: not ready."""
     ready: Mapping[str, Any] = field(default_factory=dict)
     """Its newest `Ready` as plain JSON."""
+    preflight: Mapping[str, Any] = field(default_factory=dict)
+    """Its `PreflightResult` as plain JSON; {} before."""
     formed: int = 0
     """Newest generation it reported to run."""
     left: bool = False
