@@ -48,9 +48,7 @@ def invalid(violations: list[FieldViolation], *, reason: str = "", metadata: Map
     """One error for all violations; its message names the first."""
     first = violations[0]
     more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-    return SpecError(
-        f"{first.field}: {first.description}{more}", violations=violations, fix=first.fix, reason=reason, metadata=metadata
-    )
+    return SpecError(f"{first.field}: {first.description}{more}", violations=violations, fix=first.fix, reason=reason, metadata=metadata)
 
 
 # --- enums, durations, structs ---------------------------------------------------------------------------------------
@@ -120,9 +118,7 @@ class _StructReader:
             return int(number) if number.is_integer() else number
         if kind == "string_value":
             if len(value.string_value) > MAX_TEXT:
-                self.found.append(
-                    FieldViolation(path, f"has {len(value.string_value)} characters", f"give at most {MAX_TEXT} characters")
-                )
+                self.found.append(FieldViolation(path, f"has {len(value.string_value)} characters", f"give at most {MAX_TEXT} characters"))
                 return None
             return value.string_value
         if kind == "bool_value":

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
+    "ENV_NAME",
+    "ENV_REFUSED",
     "AdapterSpec",
     "CheckpointPolicy",
     "DataRecipeSpec",
@@ -246,8 +248,10 @@ class SecretRef(_Part):
     secret: str
 
 
-_ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,127}")
-_ENV_REFUSED = re.compile(r"(LD_|PYTHON|PATH$|TORCH|NCCL_SOCKET|GLOO_|HF_ENDPOINT$|LUTHIER_)")
+ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,127}")
+"""Names of environment variables that a job may choose."""
+ENV_REFUSED = re.compile(r"(LD_|PYTHON|PATH$|TORCH|NCCL_SOCKET|GLOO_|HF_ENDPOINT$|LUTHIER_)")
+"""Beginnings of names that a job may not set: they steer the loader, the interpreter or the group."""
 
 
 class JobSpec(_Part):
@@ -271,9 +275,9 @@ class JobSpec(_Part):
     @classmethod
     def _allowed_env(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
-            if not _ENV_NAME.fullmatch(name):
+            if not ENV_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not a variable name ([A-Z][A-Z0-9_]*)")
-            if _ENV_REFUSED.match(name):
+            if ENV_REFUSED.match(name):
                 raise ValueError(f"{name} may not be set by a job")
             if len(text) > 8192 or "\0" in text:
                 raise ValueError(f"the value of {name} is longer than 8192 characters or contains a NUL")

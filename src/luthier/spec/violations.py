@@ -94,8 +94,33 @@ _TYPE_WORDS = {
 }
 
 
+def _is_union(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is typing.Union or isinstance(annotation, types.UnionType):
+        return len([a for a in typing.get_args(annotation) if a is not type(None)]) > 1
+    return False
+
+
+def _plain_location(location: Sequence[int | str], model: type[BaseModel]) -> list[int | str]:
+    """The location without what pydantic adds to it: map-key marks and the names of union branches."""
+    result: list[int | str] = []
+    here: type[BaseModel] | None = model
+    in_union = False
+    for part in location:
+        if part == "[key]" or (in_union and isinstance(part, str)):
+            in_union = False
+            continue
+        in_union = False
+        result.append(part)
+        if here is not None and isinstance(part, str) and part in here.model_fields:
+            annotation = here.model_fields[part].annotation
+            in_union = _is_union(annotation)
+            inner = _models_in(annotation)
+            here = inner[0] if inner else None
+    return result
+
+
 def _violation(detail: ErrorDetails, model: type[BaseModel], prefix: str) -> FieldViolation:
-    location = [part for part in detail["loc"] if part != "[key]"]
+    location = _plain_location(detail["loc"], model)
     path = field_path(prefix, location)
     kind, value, context = detail["type"], detail.get("input"), detail.get("ctx") or {}
     parent, info = _field_of(model, location)
@@ -143,6 +168,12 @@ def violations_of(error: ValidationError, model: type[BaseModel], prefix: str) -
     found: list[FieldViolation] = []
     for detail in error.errors(include_url=False):
         violation = _violation(detail, model, prefix)
-        if violation not in found:
+        same = next((i for i, other in enumerate(found) if other.field == violation.field), None)
+        if same is None:
             found.append(violation)
+        elif violation != found[same]:  # the branches of a union each complain: one violation with both fixes
+            other = found[same]
+            fixes = [fix for fix in (other.fix, violation.fix) if fix]
+            fix = f"{fixes[0]} or {fixes[1].removeprefix('give ')}" if len(fixes) == 2 else "".join(fixes)
+            found[same] = FieldViolation(other.field, other.description, fix)
     return found
