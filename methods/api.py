@@ -39,6 +39,8 @@ class Artifact:
     digest: str
     path: str
     metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, str]] = ()
+    """Evaluate only: the first rows of `samples.json` (at most 8), so that a plan can report them without reading files."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Evaluate:
     """Held-out loss, and greedy answers with exact match. Its result is an `Artifact` of kind "report".
 
     `metrics` has "eval_loss" and, with generation, "exact_match"; the file `samples.json` holds rows with keys prompt, expected,
-    answer.
+    answer, and the artifact's `samples` the first of them.
     """
 
     model: ModelRef
