@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "Artifact", "ArtifactWriter", "Batch", "Build", "Budget", "DataRef", "Decoder", "Evaluate", "Export", "Generate", "Job", "Loss",
+    "Artifact", "ArtifactWriter", "Batch", "Budget", "Build", "DataRef", "Decoder", "Evaluate", "Export", "Generate", "Job", "Loss",
     "Method", "ModelRef", "Models", "Objective", "Phase", "Plan", "Probe", "Result", "Scan", "Surgery", "TensorSource", "Term",
     "TokenLogprobs", "Train", "fingerprint",
 ]  # fmt: skip

@@ -147,7 +147,9 @@ class Unavailable(LuthierError):
     code = "UNAVAILABLE"
     reason = "DRAINING"
 
-    def __init__(self, message: str, *, reason: str = "", retry_seconds: float = 1.0, fix: str = "", metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: str = "", retry_seconds: float = 1.0, fix: str = "", metadata: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message, fix=fix, metadata=metadata)
         self.retry_seconds = retry_seconds
         if reason:

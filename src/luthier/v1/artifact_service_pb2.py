@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!luthier/v1/artifact_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x13StatContentsRequest\x12\x15\n\x07\x64igests\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"\x96\x01\n\x14StatContentsResponse\x12:\n\x08\x63ontents\x18\x01 \x03(\x0b\x32(.luthier.v1.StatContentsResponse.Content\x1a\x42\n\x07\x43ontent\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07present\x18\x02 \x01(\x08\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x03\"\xb9\x01\n\x14UploadContentRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.luthier.v1.UploadContentRequest.HeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x1aN\n\x06Header\x12\x14\n\x06\x64igest\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06offset\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\x42\x06\n\x04part\";\n\x15UploadContentResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"_\n\x14ListArtifactsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x15ListArtifactsResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.luthier.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9d\x02\n\x08\x41rtifact\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\x04kind\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12.\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x19.luthier.v1.Artifact.FileB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\nlocal_path\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x1a\x38\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"W\n\x17\x44ownloadArtifactRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06offset\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"8\n\x18\x44ownloadArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xf3\x02\n\x0f\x41rtifactService\x12Q\n\x0cStatContents\x12\x1f.luthier.v1.StatContentsRequest\x1a .luthier.v1.StatContentsResponse\x12V\n\rUploadContent\x12 .luthier.v1.UploadContentRequest\x1a!.luthier.v1.UploadContentResponse(\x01\x12T\n\rListArtifacts\x12 .luthier.v1.ListArtifactsRequest\x1a!.luthier.v1.ListArtifactsResponse\x12_\n\x10\x44ownloadArtifact\x12#.luthier.v1.DownloadArtifactRequest\x1a$.luthier.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!luthier/v1/artifact_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x13StatContentsRequest\x12\x15\n\x07\x64igests\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"\x96\x01\n\x14StatContentsResponse\x12:\n\x08\x63ontents\x18\x01 \x03(\x0b\x32(.luthier.v1.StatContentsResponse.Content\x1a\x42\n\x07\x43ontent\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07present\x18\x02 \x01(\x08\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x03\"\xc5\x01\n\x14UploadContentRequest\x12?\n\x06header\x18\x01 \x01(\x0b\x32\'.luthier.v1.UploadContentRequest.HeaderB\x04\xe2\x41\x01\x01H\x00\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x01H\x00\x1aN\n\x06Header\x12\x14\n\x06\x64igest\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06offset\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\x42\x06\n\x04part\";\n\x15UploadContentResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"_\n\x14ListArtifactsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x15ListArtifactsResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.luthier.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaf\x02\n\x08\x41rtifact\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\x04kind\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12.\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x19.luthier.v1.Artifact.FileB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\nlocal_path\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x1aJ\n\x04\x46ile\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\"W\n\x17\x44ownloadArtifactRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06offset\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"8\n\x18\x44ownloadArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xf3\x02\n\x0f\x41rtifactService\x12Q\n\x0cStatContents\x12\x1f.luthier.v1.StatContentsRequest\x1a .luthier.v1.StatContentsResponse\x12V\n\rUploadContent\x12 .luthier.v1.UploadContentRequest\x1a!.luthier.v1.UploadContentResponse(\x01\x12T\n\rListArtifacts\x12 .luthier.v1.ListArtifactsRequest\x1a!.luthier.v1.ListArtifactsResponse\x12_\n\x10\x44ownloadArtifact\x12#.luthier.v1.DownloadArtifactRequest\x1a$.luthier.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,12 +41,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADCONTENTREQUEST_HEADER'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\002'
   _globals['_UPLOADCONTENTREQUEST_HEADER'].fields_by_name['offset']._loaded_options = None
   _globals['_UPLOADCONTENTREQUEST_HEADER'].fields_by_name['offset']._serialized_options = b'\342A\001\001'
+  _globals['_UPLOADCONTENTREQUEST'].fields_by_name['header']._loaded_options = None
+  _globals['_UPLOADCONTENTREQUEST'].fields_by_name['header']._serialized_options = b'\342A\001\001'
+  _globals['_UPLOADCONTENTREQUEST'].fields_by_name['data']._loaded_options = None
+  _globals['_UPLOADCONTENTREQUEST'].fields_by_name['data']._serialized_options = b'\342A\001\001'
   _globals['_LISTARTIFACTSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTARTIFACTSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
   _globals['_LISTARTIFACTSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTARTIFACTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTARTIFACTSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTARTIFACTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_ARTIFACT_FILE'].fields_by_name['path']._loaded_options = None
+  _globals['_ARTIFACT_FILE'].fields_by_name['path']._serialized_options = b'\342A\001\003'
+  _globals['_ARTIFACT_FILE'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_ARTIFACT_FILE'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_ARTIFACT_FILE'].fields_by_name['digest']._loaded_options = None
+  _globals['_ARTIFACT_FILE'].fields_by_name['digest']._serialized_options = b'\342A\001\003'
   _globals['_ARTIFACT'].fields_by_name['name']._loaded_options = None
   _globals['_ARTIFACT'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_ARTIFACT'].fields_by_name['kind']._loaded_options = None
@@ -74,23 +84,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATCONTENTSRESPONSE_CONTENT']._serialized_start=246
   _globals['_STATCONTENTSRESPONSE_CONTENT']._serialized_end=312
   _globals['_UPLOADCONTENTREQUEST']._serialized_start=315
-  _globals['_UPLOADCONTENTREQUEST']._serialized_end=500
-  _globals['_UPLOADCONTENTREQUEST_HEADER']._serialized_start=414
-  _globals['_UPLOADCONTENTREQUEST_HEADER']._serialized_end=492
-  _globals['_UPLOADCONTENTRESPONSE']._serialized_start=502
-  _globals['_UPLOADCONTENTRESPONSE']._serialized_end=561
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=563
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=658
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=660
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=749
-  _globals['_ARTIFACT']._serialized_start=752
-  _globals['_ARTIFACT']._serialized_end=1037
-  _globals['_ARTIFACT_FILE']._serialized_start=981
-  _globals['_ARTIFACT_FILE']._serialized_end=1037
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1039
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1126
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1128
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1184
-  _globals['_ARTIFACTSERVICE']._serialized_start=1187
-  _globals['_ARTIFACTSERVICE']._serialized_end=1558
+  _globals['_UPLOADCONTENTREQUEST']._serialized_end=512
+  _globals['_UPLOADCONTENTREQUEST_HEADER']._serialized_start=426
+  _globals['_UPLOADCONTENTREQUEST_HEADER']._serialized_end=504
+  _globals['_UPLOADCONTENTRESPONSE']._serialized_start=514
+  _globals['_UPLOADCONTENTRESPONSE']._serialized_end=573
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=575
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=670
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=672
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=761
+  _globals['_ARTIFACT']._serialized_start=764
+  _globals['_ARTIFACT']._serialized_end=1067
+  _globals['_ARTIFACT_FILE']._serialized_start=993
+  _globals['_ARTIFACT_FILE']._serialized_end=1067
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1069
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1156
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1158
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1214
+  _globals['_ARTIFACTSERVICE']._serialized_start=1217
+  _globals['_ARTIFACTSERVICE']._serialized_end=1588
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from luthier.v1 import job_pb2 as luthier_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eluthier/v1/queue_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x14luthier/v1/job.proto\"F\n\x11ListQueuesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x12ListQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.luthier.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x0fGetQueueRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xc7\x02\n\x05Queue\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x32\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32\x1a.luthier.v1.Queue.CapacityB\x04\xe2\x41\x01\x03\x12.\n\x04used\x18\x03 \x01(\x0b\x32\x1a.luthier.v1.Queue.CapacityB\x04\xe2\x41\x01\x03\x12\x33\n\x07waiting\x18\x04 \x03(\x0b\x32\x1c.luthier.v1.Queue.WaitingJobB\x04\xe2\x41\x01\x03\x12\x1b\n\rwaiting_count\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x1a\x33\n\x08\x43\x61pacity\x12\x11\n\tcpu_slots\x18\x01 \x01(\x05\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x02 \x01(\x05\x1a?\n\nWaitingJob\x12\x0b\n\x03job\x18\x01 \x01(\t\x12$\n\x07waiting\x18\x02 \x01(\x0b\x32\x13.luthier.v1.Waiting2\x97\x01\n\x0cQueueService\x12K\n\nListQueues\x12\x1d.luthier.v1.ListQueuesRequest\x1a\x1e.luthier.v1.ListQueuesResponse\x12:\n\x08GetQueue\x12\x1b.luthier.v1.GetQueueRequest\x1a\x11.luthier.v1.Queueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eluthier/v1/queue_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x14luthier/v1/job.proto\"F\n\x11ListQueuesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x12ListQueuesResponse\x12!\n\x06queues\x18\x01 \x03(\x0b\x32\x11.luthier.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x0fGetQueueRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xdf\x02\n\x05Queue\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x32\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32\x1a.luthier.v1.Queue.CapacityB\x04\xe2\x41\x01\x03\x12.\n\x04used\x18\x03 \x01(\x0b\x32\x1a.luthier.v1.Queue.CapacityB\x04\xe2\x41\x01\x03\x12\x33\n\x07waiting\x18\x04 \x03(\x0b\x32\x1c.luthier.v1.Queue.WaitingJobB\x04\xe2\x41\x01\x03\x12\x1b\n\rwaiting_count\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x1a?\n\x08\x43\x61pacity\x12\x17\n\tcpu_slots\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x61\x63\x63\x65lerators\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x1aK\n\nWaitingJob\x12\x11\n\x03job\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12*\n\x07waiting\x18\x02 \x01(\x0b\x32\x13.luthier.v1.WaitingB\x04\xe2\x41\x01\x03\x32\x97\x01\n\x0cQueueService\x12K\n\nListQueues\x12\x1d.luthier.v1.ListQueuesRequest\x1a\x1e.luthier.v1.ListQueuesResponse\x12:\n\x08GetQueue\x12\x1b.luthier.v1.GetQueueRequest\x1a\x11.luthier.v1.Queueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTQUEUESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_GETQUEUEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETQUEUEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_QUEUE_CAPACITY'].fields_by_name['cpu_slots']._loaded_options = None
+  _globals['_QUEUE_CAPACITY'].fields_by_name['cpu_slots']._serialized_options = b'\342A\001\003'
+  _globals['_QUEUE_CAPACITY'].fields_by_name['accelerators']._loaded_options = None
+  _globals['_QUEUE_CAPACITY'].fields_by_name['accelerators']._serialized_options = b'\342A\001\003'
+  _globals['_QUEUE_WAITINGJOB'].fields_by_name['job']._loaded_options = None
+  _globals['_QUEUE_WAITINGJOB'].fields_by_name['job']._serialized_options = b'\342A\001\003'
+  _globals['_QUEUE_WAITINGJOB'].fields_by_name['waiting']._loaded_options = None
+  _globals['_QUEUE_WAITINGJOB'].fields_by_name['waiting']._serialized_options = b'\342A\001\003'
   _globals['_QUEUE'].fields_by_name['name']._loaded_options = None
   _globals['_QUEUE'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_QUEUE'].fields_by_name['capacity']._loaded_options = None
@@ -56,11 +64,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETQUEUEREQUEST']._serialized_start=255
   _globals['_GETQUEUEREQUEST']._serialized_end=292
   _globals['_QUEUE']._serialized_start=295
-  _globals['_QUEUE']._serialized_end=622
+  _globals['_QUEUE']._serialized_end=646
   _globals['_QUEUE_CAPACITY']._serialized_start=506
-  _globals['_QUEUE_CAPACITY']._serialized_end=557
-  _globals['_QUEUE_WAITINGJOB']._serialized_start=559
-  _globals['_QUEUE_WAITINGJOB']._serialized_end=622
-  _globals['_QUEUESERVICE']._serialized_start=625
-  _globals['_QUEUESERVICE']._serialized_end=776
+  _globals['_QUEUE_CAPACITY']._serialized_end=569
+  _globals['_QUEUE_WAITINGJOB']._serialized_start=571
+  _globals['_QUEUE_WAITINGJOB']._serialized_end=646
+  _globals['_QUEUESERVICE']._serialized_start=649
+  _globals['_QUEUESERVICE']._serialized_end=800
 # @@protoc_insertion_point(module_scope)
