@@ -16,9 +16,15 @@ class PretrainParams(BaseModel):
 
     num_layers: int = Field(default=4, ge=1, le=256, description="Decoder layers.", json_schema_extra={"unit": "layers"})
     width: int = Field(
-        default=128, ge=8, le=65536, description="Width of the residual stream; a multiple of num_heads.", json_schema_extra={"unit": "features"}
+        default=128,
+        ge=8,
+        le=65536,
+        description="Width of the residual stream; a multiple of num_heads.",
+        json_schema_extra={"unit": "features"},
     )
-    num_heads: int = Field(default=4, ge=1, le=1024, description="Attention heads; width / num_heads is even.", json_schema_extra={"unit": "heads"})
+    num_heads: int = Field(
+        default=4, ge=1, le=1024, description="Attention heads; width / num_heads is even.", json_schema_extra={"unit": "heads"}
+    )
     num_kv_heads: int | None = Field(
         default=None,
         ge=1,
@@ -36,7 +42,9 @@ class PretrainParams(BaseModel):
         description="Upper bound of the byte-level BPE vocabulary: 256 bytes, 8 special tokens, and merges while the text has pairs left.",
         json_schema_extra={"unit": "tokens"},
     )
-    tie_embeddings: bool = Field(default=True, description="Use one matrix for the input embedding and the LM head.", json_schema_extra={"unit": "flag"})
+    tie_embeddings: bool = Field(
+        default=True, description="Use one matrix for the input embedding and the LM head.", json_schema_extra={"unit": "flag"}
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> PretrainParams:

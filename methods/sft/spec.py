@@ -10,7 +10,7 @@ __all__ = ["SPEC", "SftParams"]
 
 
 class SftParams(BaseModel):
-    """Supervised fine-tuning has no parameters of its own: the loss is the objective's, what is trained the adapter's, the rest `training`'s."""
+    """Supervised fine-tuning has no parameters: the loss is the objective's, what is trained the adapter's, the rest `training`'s."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

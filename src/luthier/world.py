@@ -249,7 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: cannot write {options.out}: {error.strerror}. Fix: name a directory that you may write.", file=sys.stderr)
         return 1
-    print(f"{world.num_facts} facts about {len(world.people)} people, {len(world.towns)} towns and {len(world.crafts)} crafts in {options.out}")
+    print(
+        f"{world.num_facts} facts about {len(world.people)} people, {len(world.towns)} towns and {len(world.crafts)} crafts in {options.out}"
+    )
     for name in FILES:
         print(f"  {name}: {len(world.rows[name])} rows")
     return 0
