@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-__all__ = ["AgentMessage", "CheckpointRef", "JournalRef", "NodeLaunch", "RankLaunch", "RankMessage", "Section"]
+__all__ = ["AgentMessage", "CheckpointRef", "JournalRef", "NodeLaunch", "RankDescriptors", "RankLaunch", "RankMessage", "Section"]
 
 Section = Literal["setup", "step", "checkpoint", "shard", "evaluate", "waiting"]
 """What a rank is doing; each has its own hang time-out."""
@@ -141,6 +141,16 @@ class RankLaunch:
     def fence(self) -> str:
         """`a<attempt>g<generation>`: the folder that everything of this generation lies under."""
         return f"a{self.node.attempt}g{self.generation}"
+
+
+@dataclass(frozen=True)
+class RankDescriptors:
+    """What a rank is handed by its agent; `listener` is None except for rank 0 of a group."""
+
+    channel: int
+    lifeline: int
+    log: int
+    listener: int | None
 
 
 class RankMessage(TypedDict, total=False):
