@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "Artifact", "ArtifactWriter", "Batch", "Budget", "Build", "DataRef", "Decoder", "Evaluate", "Export", "Generate", "Job", "Loss",
-    "Method", "ModelRef", "Models", "Objective", "Phase", "Plan", "Probe", "Result", "Scan", "Surgery", "TensorSource", "Term",
-    "TokenLogprobs", "Train", "fingerprint",
+    "Artifact", "ArtifactWriter", "Batch", "Budget", "Build", "DataRef", "Decoder", "Emitted", "Evaluate", "Export", "Generate", "Job",
+    "JobData", "Loss", "Method", "ModelRef", "Models", "Objective", "Phase", "Plan", "Probe", "Result", "Scan", "Surgery", "TensorSource",
+    "Term", "TokenLogprobs", "Train", "current_batch", "emit", "emitting", "fingerprint",
 ]  # fmt: skip
 
 
@@ -105,7 +106,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Scan:
-    """One pass over data without optimiser steps. Its result is an `Artifact`."""
+    """One pass over data without optimiser steps. Its result is an `Artifact` of kind "scan" with what the probe wrote."""
 
     probe: Probe
     data: DataRef
@@ -219,6 +220,15 @@ class Batch:
         mask[:, 1:] &= torch.eq(self.segment_ids[:, 1:], self.segment_ids[:, :-1])
         return mask
 
+    def sample_index(self) -> Tensor:
+        """int64 [B, T]: which of the N samples a token belongs to (as `sample` and `TokenLogprobs.segment` number them), -1 for padding."""
+        import torch
+
+        per_row = self.segment_ids.amax(dim=1).to(torch.int64)
+        first = torch.cumsum(per_row, 0) - per_row
+        index = first[:, None] + self.segment_ids.to(torch.int64) - 1
+        return torch.where(self.segment_ids > 0, index, -1)
+
 
 @dataclass(frozen=True)
 class TokenLogprobs:
@@ -249,6 +259,61 @@ class Loss:
 
     terms: Mapping[str, Term]
     metrics: Mapping[str, Term] = field(default_factory=dict)
+
+
+class Emitted:
+    """What layers of the trained network emitted during the forwards of one micro-batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._terms: dict[str, Term] = {}
+        self._taken = False
+
+    def add(self, name: str, term: Term) -> None:
+        """Add to the term `name`. After `take` nothing is added: what comes then is recomputation for the backward pass."""
+        if self._taken:
+            return
+        old = self._terms.get(name)
+        if old is not None and (old.count, old.coefficient) != (term.count, term.coefficient):
+            raise ValueError(f"layers emit the term {name!r} with different counts or coefficients")
+        self._terms[name] = term if old is None else Term(old.sum + term.sum, term.count, term.coefficient)
+
+    def take(self) -> Mapping[str, Term]:
+        """The terms, to be added to the objective's."""
+        self._taken = True
+        return self._terms
+
+
+_open: list[Emitted] = []
+# A plain list and not a context variable: with recomputed activations a layer's forward also runs on autograd's own threads.
+
+
+@contextmanager
+def emitting(batch: Batch) -> Iterator[Emitted]:
+    """Opened by the loop around forward *and* backward of a micro-batch; it adds `take()` to the objective's terms."""
+    emitted = Emitted(batch)
+    _open.append(emitted)
+    try:
+        yield emitted
+    finally:
+        _open.remove(emitted)
+
+
+def emit(name: str, total: Tensor, *, count: str = "micro_batches", coefficient: float = 1.0) -> None:
+    """Called by a layer that owns a loss term. Emissions of several layers under one name are added up.
+
+    `count` is one of the objective's counts or "micro_batches" (1 for a micro-batch with something to learn), which the loop always
+    has. Nothing happens outside training and in networks without gradients.
+    """
+    import torch
+
+    if _open and torch.is_grad_enabled():
+        _open[-1].add(name, Term(total, count, coefficient))
+
+
+def current_batch() -> Batch | None:
+    """The micro-batch in work, for layers that need its columns; None outside training, for example while generating."""
+    return _open[-1].batch if _open else None
 
 
 class Models(Protocol):
@@ -306,6 +371,10 @@ class Job(Protocol):
 
     @property
     def model(self) -> ModelRef | None: ...
+    @property
+    def roles(self) -> Mapping[str, ModelRef]:
+        """Extra models of the job by role (`model.roles`)."""
+        ...
     @property
     def train(self) -> DataRef: ...
     @property
@@ -383,13 +452,13 @@ class Probe(Protocol):
 
     params: Any
 
-    def attach(self, net: nn.Module) -> Callable[[], None]:
-        """Install hooks; returns what removes them."""
+    def attach(self, net: nn.Module, num_rows: int) -> Callable[[], None]:
+        """Start over for a pass of `num_rows` rows and install hooks; returns what removes them."""
         ...
 
     def update(self, models: Models, batch: Batch) -> None: ...
     def state(self) -> dict[str, Tensor]:
-        """Sum-reducible across ranks."""
+        """Sum-reducible across ranks, so of the same shapes on all of them (per-row results: [num_rows] at `batch.sample["row"]`)."""
         ...
 
     def finish(self, reduced: Mapping[str, Tensor], out: ArtifactWriter) -> Mapping[str, float] | None: ...
