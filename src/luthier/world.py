@@ -28,12 +28,12 @@ __all__ = ["FILES", "Person", "World", "main", "make_world", "write_world"]
 
 FILES = ("pretrain.jsonl", "pretrain_questions.jsonl", "pretrain_validation.jsonl", "tune_train.jsonl", "tune_validation.jsonl")
 
-NUM_PEOPLE = 72
-NUM_HELD_OUT = 24
+NUM_PEOPLE = 60
+NUM_HELD_OUT = 20
 """People whose cards are kept for validation."""
 NUM_TOWNS = 12
 CARDS_PER_PERSON = 12
-CARDS_PER_HELD_OUT_PERSON = 4
+CARDS_PER_HELD_OUT_PERSON = 5
 HELD_OUT_QUESTION = 0.04
 """Fraction of the questions that goes to the validation file of pretraining."""
 
@@ -249,9 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: cannot write {options.out}: {error.strerror}. Fix: name a directory that you may write.", file=sys.stderr)
         return 1
-    print(
-        f"{world.num_facts} facts about {len(world.people)} people, {len(world.towns)} towns and {len(world.crafts)} crafts in {options.out}"
-    )
+    counts = f"{len(world.people)} people, {len(world.towns)} towns and {len(world.crafts)} crafts"
+    print(f"{world.num_facts} facts about {counts} in {options.out}")
     for name in FILES:
         print(f"  {name}: {len(world.rows[name])} rows")
     return 0
