@@ -177,12 +177,14 @@ class LearnedHead(nn.Linear):
         if targets is None:
             return super().forward(input)
         # Engines' hooks replace the module's outputs, so the parameters are read here, inside the forward.
-        return _TokenLogprobs.apply(input, self.weight, self.bias, targets, entropy, dtype or input.dtype)
+        return _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, targets, entropy, dtype or input.dtype
+        )
 
 
 def causal_lm(net: nn.Module) -> Any:
     """The causal language model inside adapters' wrappers."""
-    inner = net
+    inner: Any = net
     while not hasattr(inner, "get_output_embeddings") or hasattr(inner, "get_base_model"):
         if hasattr(inner, "get_base_model"):
             inner = inner.get_base_model()
