@@ -6,7 +6,7 @@ only. Every write carries the leader epoch and fails in the database when a newe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from luthier.controller.store.records import (
@@ -32,6 +32,10 @@ class Reader(Protocol):
 
     def job(self, uid: str) -> JobRecord | None: ...
     def job_named(self, tenant: str, name: str) -> JobRecord | None: ...
+    def jobs(self, uids: Collection[str]) -> dict[str, JobRecord]:
+        """Those that exist, by uid."""
+        ...
+
     def list_jobs(
         self, tenant: str, *, filter: str = "", order_by: str = "", page_size: int = 0, page_token: str = ""
     ) -> tuple[list[JobRecord], str]:
@@ -53,6 +57,10 @@ class Reader(Protocol):
     def rank_ends(self, uid: str, attempt: int, generation: int) -> list[RankEndRecord]: ...
     def events(self, uid: str, *, after_sequence: int = 0, limit: int = 1000) -> list[EventRecord]: ...
     def events_after(self, revision: int, *, tenant: str | None = None, limit: int = 1000) -> list[EventRecord]: ...
+    def past_uid(self, tenant: str, name: str, after_revision: int) -> str | None:
+        """Uid of the newest job of this name that had an event after a revision, deleted ones included."""
+        ...
+
     def revision(self) -> int:
         """Newest revision."""
         ...
@@ -73,6 +81,14 @@ class Reader(Protocol):
 
     def dependants(self, uid: str) -> list[JobRecord]:
         """Jobs that name this one as a dependency."""
+        ...
+
+    def has_open_attempt(self, uid: str) -> bool:
+        """Whether the job has an attempt that is not closed."""
+        ...
+
+    def count_jobs(self) -> dict[tuple[str, str, str], int]:
+        """Jobs by (tenant, queue, state), for metrics."""
         ...
 
 
@@ -163,4 +179,8 @@ class Store(Protocol):
     async def read(self, function: Callable[[Reader], T]) -> T: ...
     def on_commit(self, listener: Callable[[Sequence[EventRecord]], None]) -> Callable[[], None]:
         """Call `listener` on the event loop after each commit that wrote events or samples; returns what removes it."""
+        ...
+
+    def on_progress(self, listener: Callable[[Collection[tuple[str, str]]], None]) -> Callable[[], None]:
+        """Call `listener` on the event loop with (tenant, uid) of jobs that changed in a commit without an event."""
         ...

@@ -52,6 +52,8 @@ class JobRecord:
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     spec: Mapping[str, Any]
+    spec_wire: bytes = b""
+    """The same as serialised `luthier.v1.JobSpec`, so that reads need no conversion; b"": not known, convert `spec`."""
     method: str
     queue: str
     priority: int
