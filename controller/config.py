@@ -133,6 +133,10 @@ class ControllerConfig:
     zygote_idle_seconds: float = 600.0
     """Seconds after which an unused zygote goes away. Ten minutes: a person's pause between two jobs."""
 
+    zygote_dir: Path | None = None
+    """Folder of the shared zygote. None: `zygote` in the state directory, ended with the controller. Set: several controllers share
+    it, and it ends by itself when idle."""
+
     max_jobs_per_tenant: int = 20_000
     """Jobs that one tenant may have waiting or running. Far above what a person makes by hand, below what exhausts memory."""
 
@@ -158,6 +162,11 @@ class ControllerConfig:
     def cache_dir(self) -> Path:
         """Token caches, shared by all jobs."""
         return self.state_dir / "cache"
+
+    @property
+    def zygote_home(self) -> Path:
+        """Folder that zygotes live in."""
+        return self.zygote_dir or self.state_dir / "zygote"
 
     @property
     def endpoint_file(self) -> Path:

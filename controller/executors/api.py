@@ -8,9 +8,29 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
-__all__ = ["Executor", "Launch", "LaunchNode", "NodeObservation", "Snapshot"]
+__all__ = ["AttemptPlan", "Executor", "Launch", "LaunchNode", "NodeObservation", "Snapshot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptPlan:
+    """One admitted attempt, before an executor has turned it into nodes."""
+
+    name: str
+    """`<job uid>-a<attempt>`."""
+    job_uid: str
+    job_name: str
+    tenant: str
+    attempt: int
+    num_nodes: int
+    processes: int
+    """Ranks on each node."""
+    device: Literal["cpu", "cuda"]
+    spec: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Every address of the spec -> local path."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +83,16 @@ class Snapshot:
 class Executor(Protocol):
     """Starts, observes and stops nodes. Every call is idempotent by launch name."""
 
-    def prepare(self, attempt: Any) -> Launch:
-        """Pure: no input or output. `attempt` is `controller.reconcile.AttemptPlan`."""
+    async def open(self) -> None:
+        """Find what an earlier controller left running, and adopt it."""
+        ...
+
+    async def close(self, *, stop_helpers: bool) -> None:
+        """Let go of everything; nodes go on. `stop_helpers` also ends helper processes that hold no job."""
+        ...
+
+    def prepare(self, attempt: AttemptPlan) -> Launch:
+        """Pure: no input or output. Token and controller address are filled in by reconcile when it launches."""
         ...
 
     async def launch(self, launch: Launch) -> None:
@@ -85,4 +113,12 @@ class Executor(Protocol):
 
     async def remove(self, name: str) -> None:
         """Forget a launch whose nodes are gone, and free its slots."""
+        ...
+
+    async def prewarm(self, device: str) -> None:
+        """Start what makes the next launch on `device` quick; never fails."""
+        ...
+
+    def log_files(self, name: str, index: int) -> Mapping[int | None, Path]:
+        """Log files that a node left behind, by rank (None: the agent), for bytes that it could not report any more."""
         ...
