@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -45,7 +46,10 @@ class Lora:
         targets = self.params.target_modules
         if not isinstance(targets, str):
             _check_targets(net, targets)
-        wrapped = get_peft_model(net, self.config())
+        with warnings.catch_warnings():
+            # peft 0.21 reads an attribute that transformers 5 has renamed; nothing that a user could act on.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            wrapped = get_peft_model(net, self.config())
         with torch.no_grad():
             for name, parameter in wrapped.named_parameters():
                 if ".lora_A." in name:

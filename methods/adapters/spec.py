@@ -69,6 +69,11 @@ class LoraParams(BaseModel):
         return value
 
 
+def _lora_needs(params: LoraParams) -> Needs:
+    """DoRA takes norms of whole base weights inside its layers, where ZeRO-3 has them sharded."""
+    return Needs(zero=frozenset({0, 1, 2})) if params.use_dora else Needs()
+
+
 SPECS = (
     Spec(
         name="full",
@@ -89,7 +94,7 @@ SPECS = (
         params=LoraParams,
         impl="luthier.methods.adapters.lora:Lora",
         paper="Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, https://arxiv.org/abs/2106.09685",
-        needs=lambda params: Needs(),
+        needs=_lora_needs,
         learning_rate=2e-4,
         example="adapter: {name: lora, params: {rank: 8, alpha: 16, target_modules: [q_proj, v_proj]}}\n",
     ),

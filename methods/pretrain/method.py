@@ -99,7 +99,7 @@ def build_tokenizer(out: ArtifactWriter, inputs: Mapping[str, Any], job: Job) ->
         yield from texts
 
     tokenizer.train_from_iterator(all_texts(), trainer)
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BOS,
