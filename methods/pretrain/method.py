@@ -68,11 +68,11 @@ class Pretrain:
 
 
 def build_tokenizer(out: ArtifactWriter, inputs: Mapping[str, Any], job: Job) -> Mapping[str, float]:
-    """Byte-level BPE over the training rows' text, as a transformers tokenizer directory.
+    """Byte-level BPE over the training rows' text, as a transformers tokenizer directory; a plain text begins with <|bos|>.
 
     Every text can be encoded and decoded without loss (256 byte tokens are always there). Returns {"vocabulary_size"}.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     rows: DataRef = inputs["rows"]
@@ -82,6 +82,7 @@ def build_tokenizer(out: ArtifactWriter, inputs: Mapping[str, Any], job: Job) ->
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, SPECIAL_TOKENS.index(BOS))])
     trainer = trainers.BpeTrainer(
         vocab_size=inputs["vocabulary_size"],
         min_frequency=2,

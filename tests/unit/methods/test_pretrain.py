@@ -67,11 +67,13 @@ def test_tokenizer_round_trip(tmp_path: Path) -> None:
     """Any text comes back from its tokens, unseen bytes included; the special tokens have ids 0 to 7; the bound is kept."""
     tokenizer = AutoTokenizer.from_pretrained(made(tmp_path))
     for text in ("Where does Gumi live?", "tabs\tand\nlines, 1234", "\u00fcn\u00ef \u65e5\u672c \U0001f3bb", " spaces  around "):
-        assert text == tokenizer.decode(tokenizer(text)["input_ids"])
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.bos_token_id == ids[0]
+        assert text == tokenizer.decode(ids[1:])
     assert list(range(8)) == tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     assert ("<|pad|>", "<|bos|>", "<|eos|>") == (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token)
     assert SMALL.vocabulary_size == len(tokenizer)
-    assert len(tokenizer("The river runs by.")["input_ids"]) <= 10
+    assert len(tokenizer("The river runs by.")["input_ids"]) <= 11
 
 
 def test_chat_template(tmp_path: Path) -> None:
