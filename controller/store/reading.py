@@ -128,7 +128,7 @@ class SqlReader:
         table = schema.jobs
         open_attempts = select(schema.attempts.c.job_uid).where(schema.attempts.c.close_time.is_(None))
         query = select(table.c.uid, table.c.stamp).where(or_(table.c.state.not_in(_FINISHED), table.c.uid.in_(open_attempts)))
-        stamps = {uid: stamp for uid, stamp in self.connection.execute(query.order_by(table.c.create_time, table.c.uid))}
+        stamps: dict[str, int] = dict(self.connection.execute(query.order_by(table.c.create_time, table.c.uid)).tuples())
         cache = self._cache
         known = {uid: record for uid, stamp in stamps.items() if cache is not None and (record := cache.get(uid, stamp)) is not None}
         known.update(self.jobs([uid for uid in stamps if uid not in known]))
