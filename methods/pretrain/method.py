@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -137,6 +138,9 @@ def build_model(out: ArtifactWriter, inputs: Mapping[str, Any], job: Job) -> Map
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        # sqrt(2 / 5 width): "SmallInit" of Nguyen and Salazar, Transformers without Tears, 2019, https://arxiv.org/abs/1910.05895.
+        # The usual constant 0.02 suits widths around 1,000; with width 96 it makes a model learn its first facts half as fast (measured).
+        initializer_range=math.sqrt(0.4 / sizes.width),
         use_cache=True,
         dtype="float32",
     )
