@@ -146,22 +146,24 @@ def settings() -> str:
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def _catalogue(module: str) -> str:
-    rows = [
-        (f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels), m.help)
-        for m in sorted(importlib.import_module(module).CATALOGUE, key=lambda m: m.name)
-    ]
-    return _table(("metric", "type", "labels", "help"), rows)
-
-
 def controller_metrics() -> str:
     """Metrics on the controller's endpoint."""
-    return _catalogue("luthier.controller.metrics")
+    metrics = importlib.import_module("luthier.controller.metrics").ControllerMetrics()
+    rows = []
+    for collector in vars(metrics).values():
+        if not hasattr(collector, "describe") or isinstance(collector, type(metrics.registry)):
+            continue
+        (family,) = collector.describe()
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append((f"`{name}`", family.type, ", ".join(f"`{label}`" for label in collector._labelnames), family.documentation))
+    return _table(("metric", "type", "labels", "help"), sorted(rows))
 
 
 def trainer_metrics() -> str:
     """Metrics on a node's endpoint."""
-    return _catalogue("luthier.trainer_node.metrics")
+    catalogue = importlib.import_module("luthier.trainer_node.metrics").CATALOGUE
+    rows = [(f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels), m.help) for m in catalogue]
+    return _table(("metric", "type", "labels", "help"), sorted(rows))
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------
