@@ -7,6 +7,7 @@ the files of this package. After an update the next job gets a new zygote; the o
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -27,6 +28,7 @@ _KEPT_PREFIXES = ("LC_", "NVIDIA_", "XDG_")
 _MARK = "LUTHIER_ZYGOTE"
 
 
+@functools.cache
 def installed_versions() -> dict[str, str]:
     """Version by distribution, "" where it is not installed; nothing is imported."""
     versions = {}
@@ -40,12 +42,9 @@ def installed_versions() -> dict[str, str]:
 
 def environment_home(base: Path, device: str) -> Path:
     """Folder of the zygote for this environment and device below `base`."""
-    package = Path(__file__).resolve().parent
     facts: list[object] = [sys.executable, sys.version, device, sorted(installed_versions().items())]
     root = Path(__file__).parent.parent  # src/luthier, or the installed package: its sub-packages may be links
-    for name in _SOURCES:
-        folder = root / name if (root / name).exists() else package.parent / name
-        facts.append(_source_state(folder))
+    facts.extend(_source_state(root / name) for name in _SOURCES)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return Path(base) / f"{device}-{digest}"
 
@@ -99,11 +98,4 @@ def socket_address(path: Path) -> Iterator[str]:
 
 
 def _source_state(folder: Path) -> list[tuple[str, int, int]]:
-    state = []
-    for directory, folders, files in os.walk(folder):
-        folders[:] = [f for f in folders if f != "__pycache__"]
-        for name in files:
-            if name.endswith(".py"):
-                status = os.stat(os.path.join(directory, name))
-                state.append((os.path.relpath(os.path.join(directory, name), folder), status.st_mtime_ns, status.st_size))
-    return sorted(state)
+    return sorted((str(path.relative_to(folder)), (status := path.stat()).st_mtime_ns, status.st_size) for path in folder.rglob("*.py"))

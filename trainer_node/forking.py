@@ -36,9 +36,13 @@ _OWNED_IDLE_SECONDS = 5.0
 
 
 class ZygoteFailed(LuthierError):
-    """The training stack could not be imported, or the zygote did not answer in time."""
+    """The training stack cannot be imported (`retry` False), or the zygote died or was too slow (`retry` True)."""
 
     reason = "ZYGOTE_FAILED"
+
+    def __init__(self, message: str, *, retry: bool, fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.retry = retry
 
 
 @dataclass
@@ -67,7 +71,12 @@ class RankProcess:
         """Exit code (negative for a signal) once the process is gone; None when nobody knows it. Call once."""
         loop = asyncio.get_running_loop()
         gone = loop.create_future()
-        loop.add_reader(self.pidfd, lambda: gone.done() or gone.set_result(None))
+
+        def ended() -> None:
+            if not gone.done():
+                gone.set_result(None)
+
+        loop.add_reader(self.pidfd, ended)
         try:
             await gone
         finally:
@@ -101,7 +110,7 @@ class ZygoteClient:
     async def fork(self, launch: RankLaunch, *, channel: int, lifeline: int, log: int, listener: int | None) -> RankProcess:
         """Fork a rank with these descriptors (the caller keeps and closes its own copies). Raises `ZygoteFailed`."""
         if self.closed:
-            raise ZygoteFailed("the zygote is gone")
+            raise ZygoteFailed("the zygote is gone", retry=True)
         loop = asyncio.get_running_loop()
         number, self._next = self._next, self._next + 1
         request = _Request(loop.create_future(), loop.create_future())
@@ -113,7 +122,7 @@ class ZygoteClient:
                 await self._send(line, [channel, lifeline, log, null if listener is None else listener])  # type: ignore[list-item]
             pid, pidfd = await request.forked
         except OSError as error:
-            raise ZygoteFailed(f"the zygote is gone: {error}") from error
+            raise ZygoteFailed(f"the zygote is gone: {error}", retry=True) from error
         finally:
             if null is not None:
                 os.close(null)
@@ -128,16 +137,16 @@ class ZygoteClient:
         self._sock.close()
         for request in self._requests.values():
             if not request.forked.done():
-                request.forked.set_exception(ZygoteFailed("the zygote ended before it answered"))
+                request.forked.set_exception(ZygoteFailed("the zygote ended before it answered", retry=True))
             if not request.ended.done():
                 request.ended.set_result(None)
         self._requests.clear()
 
     async def _send(self, line: bytes, descriptors: list[int]) -> None:
-        while True:
+        sent = 0
+        while not sent:
             try:
                 sent = socket.send_fds(self._sock, [line[:65536]], descriptors)
-                break
             except BlockingIOError:
                 await asyncio.sleep(0.01)
         await asyncio.get_running_loop().sock_sendall(self._sock, line[sent:])
@@ -199,10 +208,12 @@ async def ensure_zygote(
         elif now - vanished > _VANISHED_SECONDS:
             raise ZygoteFailed(
                 f"the training stack could not be imported: {_log_tail(home)}",
+                retry=False,
                 fix=f"check the installation of torch, deepspeed, transformers and peft; the log is {home / 'zygote.log'}",
             )
         if now > deadline:
-            raise ZygoteFailed(f"the zygote was not ready within {deadline_seconds:.0f} s", fix=f"see {home / 'zygote.log'}")
+            problem = f"the zygote was not ready within {deadline_seconds:.0f} s"
+            raise ZygoteFailed(problem, retry=True, fix=f"see {home / 'zygote.log'}")
         await asyncio.sleep(0.02 if now - deadline + deadline_seconds < 1 else 0.1)
 
 

@@ -25,8 +25,9 @@ from luthier.trainer_node.channel import JsonChannel, watch_lifeline
 from luthier.trainer_node.context import LeaveRequested, PeerLost, RankContext
 from luthier.trainer_node.group import is_collective_error, join_group, set_rank_environment
 from luthier.trainer_node.launch import RankDescriptors, RankLaunch
+from luthier.trainer_node.node_files import stack_file
 
-__all__ = ["FENCED", "PLAN_FINISHED", "exit_of", "run_rank", "stack_file"]
+__all__ = ["FENCED", "PLAN_FINISHED", "exit_of", "run_rank"]
 
 PLAN_FINISHED = 0
 CONFIGURATION = 64
@@ -44,11 +45,6 @@ _OOM_SCORE = 500
 """The host's out-of-memory killer takes ranks before agents and the controller."""
 
 _stacks: IO[str] | None = None
-
-
-def stack_file(node_dir: Path, rank: int) -> Path:
-    """Where a rank writes the stacks of its threads on SIGUSR1."""
-    return node_dir / "logs" / f"rank-{rank}.stacks"
 
 
 def run_rank(launch: RankLaunch, descriptors: RankDescriptors, plan: Callable[[RankContext], Mapping[str, Any]] | None = None) -> NoReturn:
@@ -112,7 +108,7 @@ def _take_over(launch: RankLaunch, log: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     node_dir = Path(launch.node_dir)
-    _stacks = open(stack_file(node_dir, launch.rank), "a", buffering=1)
+    _stacks = stack_file(node_dir, launch.rank).open("a", buffering=1)  # noqa: SIM115
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, file=_stacks, all_threads=True)
     with contextlib.suppress(OSError):
