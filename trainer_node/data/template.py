@@ -45,16 +45,12 @@ _VERSION = "1"
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """What a template needs of a transformers tokenizer."""
 
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
-    chat_template: Any
-    special_tokens_map: Mapping[str, Any]
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str: ...
+    @property
+    def chat_template(self) -> Any: ...
+    @property
+    def special_tokens_map(self) -> Mapping[str, Any]: ...
 
 
 class TemplateError(Exception):
