@@ -16,7 +16,7 @@ from typing import Any
 
 from luthier.errors import LuthierError, SpecError, Unauthenticated, Unavailable
 
-__all__ = ["Connection", "config_file", "default_state_dir", "discover"]
+__all__ = ["Connection", "config_file", "default_state_dir", "discover", "read_token"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path:
     return (Path(base) if base else Path.home() / ".config") / "luthier" / "config.yaml"
 
 
-def _read_token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """The token of a file that only its owner can read. Raises `Unauthenticated`."""
     try:
         mode = path.stat().st_mode
         if stat.S_IMODE(mode) & 0o077:
@@ -89,7 +90,7 @@ def _endpoint(state_dir: Path) -> Connection | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LuthierError(f"{path} cannot be used: {error}", fix="start the controller again with `luthier up`") from None
-    return _parse(address, _read_token(state_dir / token_file), str(path))
+    return _parse(address, read_token(state_dir / token_file), str(path))
 
 
 def _context(environ: Mapping[str, str]) -> Connection | None:
@@ -108,7 +109,7 @@ def _context(environ: Mapping[str, str]) -> Connection | None:
         if "address" not in context:
             return None
         token_file = context.get("token_file")
-        token = _read_token(path.parent / Path(token_file).expanduser()) if token_file else ""
+        token = read_token(path.parent / Path(token_file).expanduser()) if token_file else ""
         return _parse(
             str(context["address"]), token, f"{path}", tls=bool(context.get("tls", False)), ca_file=str(context.get("ca_file", ""))
         )
@@ -130,7 +131,7 @@ def discover(
     environ = os.environ if environ is None else environ
     own_token = token or environ.get("LUTHIER_TOKEN", "")
     if not own_token and environ.get("LUTHIER_TOKEN_FILE"):
-        own_token = _read_token(Path(environ["LUTHIER_TOKEN_FILE"]).expanduser())
+        own_token = read_token(Path(environ["LUTHIER_TOKEN_FILE"]).expanduser())
     home = Path(state_dir).expanduser() if state_dir is not None else default_state_dir(environ)
     given, origin = (address, "the arguments") if address else (environ.get("LUTHIER_ADDRESS", ""), "LUTHIER_ADDRESS")
     if given and (address or state_dir is None):

@@ -26,6 +26,15 @@ _T = TypeVar("_T")
 _PAGE = 500
 
 
+async def _next(messages: AsyncGenerator[_T], deadline: float | None) -> _T | None:
+    """The next message, None at the end. Raises TimeoutError at the deadline (of the loop's clock)."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await anext(messages)
+    except StopAsyncIteration:
+        return None
+
+
 class AsyncJobs:
     """The job verbs. Names are given with or without `jobs/`."""
 
@@ -159,14 +168,16 @@ class AsyncJobs:
     # --- streams -----------------------------------------------------------------------------------------------------
 
     async def watch(
-        self, *names: str, after_revision: int | None = None, until_terminal: bool = False
+        self, *names: str, after_revision: int | None = None, until_terminal: bool = False, timeout_seconds: float | None = None
     ) -> AsyncGenerator[service_pb.WatchJobsResponse]:
         """Events, and the job after each; without `after_revision` first the jobs as they are.
 
         The stream is opened again after the last revision when the server goes away: no gap, no duplicate. Where that revision is no
-        longer kept, it starts again with the jobs as they are. Heartbeats are left out.
+        longer kept, it starts again with the jobs as they are. Heartbeats are left out. Raises `DeadlineExceeded` after
+        `timeout_seconds`.
         """
         revision = after_revision
+        deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
 
         def reopen() -> AsyncGenerator[service_pb.WatchJobsResponse]:
             request = service_pb.WatchJobsRequest(
@@ -175,19 +186,21 @@ class AsyncJobs:
             return self._wire.stream(self._stub.WatchJobs, request)
 
         while True:
-            try:
-                async with contextlib.aclosing(self._wire.resuming(reopen)) as messages:
-                    async for message in messages:
+            async with contextlib.aclosing(self._wire.resuming(reopen)) as messages:
+                try:
+                    while (message := await _next(messages, deadline)) is not None:
                         # The snapshot at the start comes in several messages: a break inside it must not skip the rest.
                         if message.HasField("event") or not message.HasField("job"):
                             revision = message.revision
                         if message.HasField("event") or message.HasField("job"):
                             yield message
-                return
-            except TokenExpired:
-                if revision is None:
-                    raise
-                revision = None
+                    return
+                except TokenExpired:
+                    if revision is None:
+                        raise
+                    revision = None
+                except TimeoutError:
+                    raise DeadlineExceeded(f"{timeout_seconds:g} s are over", fix="wait longer, or look with `luthier describe`") from None
 
     async def logs(
         self, name: str, *, attempt: int = 0, node: int | None = None, rank: int | None = None, follow: bool = False, tail_lines: int = 0
@@ -212,14 +225,14 @@ class AsyncJobs:
         wanted = ENDED | set(states)
         last: job_pb2.Job | None = None
         try:
-            async with asyncio.timeout(timeout_seconds), contextlib.aclosing(self.watch(name)) as messages:
+            async with contextlib.aclosing(self.watch(name, timeout_seconds=timeout_seconds)) as messages:
                 async for message in messages:
                     if not message.HasField("job"):
                         raise JobNotFound(f"job {name} was deleted")
                     last = message.job
                     if state_name(last) in wanted:
                         return self._handle(last)
-        except TimeoutError:
+        except DeadlineExceeded:
             state = f"it is {state_name(last)}" if last is not None else "its state is not known"
             raise DeadlineExceeded(
                 f"job {name} is not {' or '.join(sorted(wanted))} after {timeout_seconds:g} s; {state}",

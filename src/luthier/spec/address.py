@@ -21,7 +21,7 @@ __all__ = ["JOB_ID", "Address", "is_local_path", "parse_address"]
 
 JOB_ID = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_ROOT = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_ROOT = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
 _ARTIFACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HF = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
