@@ -12,6 +12,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -19,6 +20,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,20 +118,25 @@ def end_causes() -> str:
     return _table(("cause", "meaning"), [(f"`{n.removeprefix('END_CAUSE_')}`", text) for n, text in _enum("job.proto", "EndCause")])
 
 
+def _documented(body: Sequence[ast.stmt]) -> dict[str, str]:
+    """The string under each assignment."""
+    docs: dict[str, str] = {}
+    for statement, after in itertools.pairwise(body):
+        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
+            continue
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        docs.update({target.id: str(after.value.value) for target in targets if isinstance(target, ast.Name)})
+    return docs
+
+
 def _field_docs(cls: type) -> dict[str, str]:
-    """The string under each annotated field of a class."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(node, ast.ClassDef)
-    docs: dict[str, str] = {}
-    for field, after in zip(node.body, node.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-        ):
-            docs[field.target.id] = str(after.value.value)
-    return docs
+    return _documented(node.body)
+
+
+def _module_docs(module: ModuleType) -> dict[str, str]:
+    return _documented(ast.parse(inspect.getsource(module)).body)
 
 
 def settings() -> str:
@@ -141,6 +148,44 @@ def settings() -> str:
         default = f"`{field.default}`" if field.default is not MISSING and field.default != "" else ""
         rows.append((f"`{field.name}`", default, docs[field.name]))
     return _table(("setting", "default", "meaning and reason"), rows)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def verbs() -> str:
+    """Verbs with one line each."""
+    command = importlib.import_module("luthier.cli.command")
+    return _table(("verb", "what it does"), [(f"`{verb}`", summary) for verb, (_, summary, _) in command.VERBS.items()])
+
+
+def usages() -> str:
+    """Options of every verb, as its `--help` says, without the ones that all verbs share."""
+    command = importlib.import_module("luthier.cli.command")
+    shared = argparse.ArgumentParser(add_help=True)
+    command.connection_arguments(shared)
+    command.output_arguments(shared)
+    common = {action.dest for action in shared._actions}
+    parts: list[str] = []
+    for verb, (module, _, _) in command.VERBS.items():
+        parser = argparse.ArgumentParser(prog=f"luthier {verb}")
+        importlib.import_module(f"luthier.cli.{module}").arguments(verb, parser)
+        rows = [
+            (f"`{' '.join(filter(None, (', '.join(a.option_strings), a.metavar or ('' if a.option_strings else a.dest))))}`", a.help or "")
+            for a in parser._actions
+            if a.dest not in (common if verb != "up" else {"help"}) and a.help != argparse.SUPPRESS
+        ]
+        table = _table(("argument", "meaning"), rows).rstrip() if rows else "No arguments of its own."
+        parts.append(f"### luthier {verb}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def exit_codes() -> str:
+    """Exit codes of the command."""
+    exits = importlib.import_module("luthier.cli.exits")
+    values = {name: value for name, value in vars(exits).items() if name.isupper()}
+    texts = _module_docs(exits)
+    return _table(("code", "meaning"), [(str(value), texts[name]) for name, value in sorted(values.items(), key=lambda item: item[1])])
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
@@ -229,6 +274,9 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "causes": causes,
     "end-causes": end_causes,
     "settings": settings,
+    "verbs": verbs,
+    "usages": usages,
+    "exit-codes": exit_codes,
     "controller-metrics": controller_metrics,
     "trainer-metrics": trainer_metrics,
     "plugins": plugins,
