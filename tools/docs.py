@@ -159,6 +159,12 @@ def verbs() -> str:
     return _table(("verb", "what it does"), [(f"`{verb}`", summary) for verb, (_, summary, _) in command.VERBS.items()])
 
 
+def _argument(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return str(action.metavar or action.dest)
+    return ", ".join(action.option_strings) + (f" {action.metavar}" if action.metavar else "")
+
+
 def usages() -> str:
     """Options of every verb, as its `--help` says, without the ones that all verbs share."""
     command = importlib.import_module("luthier.cli.command")
@@ -171,7 +177,7 @@ def usages() -> str:
         parser = argparse.ArgumentParser(prog=f"luthier {verb}")
         importlib.import_module(f"luthier.cli.{module}").arguments(verb, parser)
         rows = [
-            (f"`{' '.join(filter(None, (', '.join(a.option_strings), a.metavar or ('' if a.option_strings else a.dest))))}`", a.help or "")
+            (f"`{_argument(a)}`", a.help or "")
             for a in parser._actions
             if a.dest not in (common if verb != "up" else {"help"}) and a.help != argparse.SUPPRESS
         ]
