@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from luthier.trainer_node.environment import environment_home, process_start_time
+from luthier.trainer_node.forking import ensure_zygote
 
 TESTS = Path(__file__).parent
 PROCESSES = {"acceptance", "chaos", "conformance", "integration", "cluster", "gpu"}
@@ -23,3 +35,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
         if folder in PROCESSES or item.get_closest_marker("zygote"):
             item.add_marker(pytest.mark.xdist_group("processes"))
+
+
+@pytest.fixture(scope="session")
+def zygote_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of a real zygote that is shared by all tests of the session (mark them `zygote`): ready, and ended with the session."""
+    base = tmp_path_factory.mktemp("zygote")
+
+    async def start() -> None:
+        client = await ensure_zygote(base, deadline_seconds=110)
+        client.close()
+
+    asyncio.run(start())
+    yield base
+    _end_zygotes(base)
+
+
+@pytest.fixture(scope="session")
+def scripted_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of a zygote whose ranks do what the job's variable SCRIPT says, see `tests/unit/trainer_node/scripted_zygote.py`."""
+    base = tmp_path_factory.mktemp("scripted")
+    script = TESTS / "unit" / "trainer_node" / "scripted_zygote.py"
+    with subprocess.Popen([sys.executable, "-P", str(script), str(base)], start_new_session=True) as process:
+        ready = environment_home(base, "cpu") / "zygote.json"
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            assert process.poll() is None and time.monotonic() < deadline, "the scripted zygote did not start"
+            time.sleep(0.02)
+        yield base
+        process.terminate()
+    _end_zygotes(base)
+
+
+def _end_zygotes(base: Path) -> None:
+    """End the zygotes of a folder, and nothing else: by pid and start time."""
+    for path in base.glob("*/zygote.json"):
+        facts = json.loads(path.read_text())
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            pidfd = os.pidfd_open(facts["pid"])
+            try:
+                if process_start_time(facts["pid"]) == facts["start_time"]:
+                    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            finally:
+                os.close(pidfd)

@@ -65,7 +65,8 @@ def run_rank(launch: RankLaunch, descriptors: RankDescriptors, plan: Callable[[R
         if code == LEFT:
             print(f"rank {launch.rank}: {error}", file=sys.stderr)
         else:
-            traceback.print_exception(error)
+            if code not in (CONFIGURATION, DATA):  # the user's errors say what to do; where in our code they were found does not help
+                traceback.print_exception(error)
             print(f"rank {launch.rank} ends with exit code {code}: {message}", file=sys.stderr)
     with contextlib.suppress(Exception):
         sys.stdout.flush()

@@ -35,6 +35,6 @@ def head_of(ref: JournalRef) -> pb.JournalHead:
 
 def scan_store(prefix: Path) -> tuple[list[pb.CheckpointCandidate], list[pb.JournalHead]]:
     """Verified checkpoints and journal heads below the job's prefix."""
-    from luthier.trainer_node.lineage import scan_checkpoints, scan_journal
+    from luthier.trainer_node.lineage import scan_checkpoints, scan_journals
 
-    return [candidate_of(ref) for ref in scan_checkpoints(prefix)], [head_of(ref) for ref in scan_journal(prefix)]
+    return [candidate_of(ref) for ref in scan_checkpoints(prefix)], [head_of(ref) for ref in scan_journals(prefix)]

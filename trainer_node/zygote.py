@@ -35,7 +35,7 @@ from luthier.trainer_node.environment import environment_home, process_start_tim
 from luthier.trainer_node.launch import RankDescriptors, RankLaunch
 from luthier.trainer_node.preimport import MODULES
 
-__all__ = ["Zygote", "main"]
+__all__ = ["Zygote", "main", "take_lock"]
 
 _MAX_REQUEST = 64 << 20
 """Bytes of one request; a specification is a few kilobytes."""
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         os._exit(0)
     if options.detach:
         os.setsid()
-    if not _take_lock(home):
+    if not take_lock(home):
         return
     environment = zygote_environment(os.environ, home, options.device)
     if dict(os.environ) != environment:  # libraries read it when they load: start again with it (the lock closes and is taken again)
@@ -252,7 +252,7 @@ class Zygote:
                     signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
 
 
-def _take_lock(home: Path) -> bool:
+def take_lock(home: Path) -> bool:
     """Take the lock for the life of this process; False when another zygote has it.
 
     A client may hold it for a moment to see whether a zygote lives, so a few attempts are made.
