@@ -29,7 +29,7 @@ from luthier.v1 import node_service_pb2 as pb
 
 __all__ = ["apply_fact", "candidate_json", "head_json", "shift_time"]
 
-_CHARGED = (JobState.RUNNING,)
+_CHARGED = (JobState.STARTING, JobState.RUNNING)
 """States in which phase facts steer what wall time is charged to; in the others the state itself says it."""
 
 _STACK_CHARACTERS = 16_384

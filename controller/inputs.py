@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from luthier.controller.config import ControllerConfig
 from luthier.controller.contents import ContentStore, is_digest
 from luthier.errors import FieldViolation, LuthierError, SpecError
@@ -160,18 +159,13 @@ class Inputs:
         parts = _parts(relative, uri)
         top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            try:
-                found = os.open("/".join(parts) or ".", os.O_PATH | os.O_CLOEXEC, dir_fd=top)
-            except (FileNotFoundError, NotADirectoryError):
-                raise SpecError(
-                    f"{uri} does not exist ({root / '/'.join(parts)})", fix="check the path; it is relative to the root"
-                ) from None
-            except OSError as error:
-                raise SpecError(f"{uri} cannot be opened: {error.strerror}", fix="check the rights of the path") from error
-            try:
-                real, real_root = (Path(os.readlink(f"/proc/self/fd/{d}")) for d in (found, top))  # noqa: PTH115 (a descriptor, no path)
-            finally:
-                os.close(found)
+            found = os.open("/".join(parts) or ".", os.O_PATH | os.O_CLOEXEC, dir_fd=top)
+            real, real_root = _place(found), _place(top)
+            os.close(found)
+        except (FileNotFoundError, NotADirectoryError):
+            raise SpecError(f"{uri} does not exist ({root.joinpath(*parts)})", fix="check the path; it is relative to the root") from None
+        except OSError as error:
+            raise SpecError(f"{uri} cannot be opened: {error.strerror}", fix="check the rights of the path") from error
         finally:
             os.close(top)
         if real != real_root and real_root not in real.parents:
@@ -189,6 +183,11 @@ class Inputs:
                     raise SpecError(f"the result of job {name} is gone from {path}", fix=f"run {name} again, then retry this job")
                 return path
         raise SpecError(f"{uri} was not pinned", fix="retry the job")
+
+
+def _place(descriptor: int) -> Path:
+    """Where an opened file really is."""
+    return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
 
 
 def _parts(relative: str, uri: str) -> list[str]:

@@ -58,6 +58,8 @@ class Demand:
     """Something other than slots that it waits for."""
     blocked_message: str = ""
     retry_at: float | None = None
+    retry_reason: Reason = "RETRYING"
+    """What it waits for until `retry_at`."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def admit(waiting: Iterable[Demand], held: Sequence[Held], capacities: Mapping[s
         if demand.blocked is not None:
             waits[demand.uid] = Wait(demand.blocked, demand.blocked_message)
         elif demand.retry_at is not None and demand.retry_at > now:
-            waits[demand.uid] = Wait("RETRYING", demand.blocked_message or "waits before the next attempt", retry_at=demand.retry_at)
+            message = demand.blocked_message or "waits before the next attempt"
+            waits[demand.uid] = Wait(demand.retry_reason, message, retry_at=demand.retry_at)
             wake_at = demand.retry_at if wake_at is None else min(wake_at, demand.retry_at)
         elif demand.queue not in capacities:
             names = ", ".join(sorted(capacities))
