@@ -87,6 +87,10 @@ class Reader(Protocol):
         """Whether the job has an attempt that is not closed."""
         ...
 
+    def count_active(self, tenant: str) -> int:
+        """Jobs of a tenant that are not terminal."""
+        ...
+
     def count_jobs(self) -> dict[tuple[str, str, str], int]:
         """Jobs by (tenant, queue, state), for metrics."""
         ...

@@ -11,7 +11,7 @@ from luthier.controller.store import schema
 from luthier.controller.store.filters import filter_clause
 from luthier.controller.store.pages import page_limit, scope_of, token_for, token_key
 from luthier.controller.store.records import (
-    TERMINAL,
+    ACTIVE,
     ArtifactRecord,
     AttemptRecord,
     CheckpointRecord,
@@ -26,7 +26,7 @@ from luthier.controller.store.rows import ARTIFACT, ATTEMPT, CHECKPOINT, EVENT, 
 from luthier.controller.store.series import read_series
 from luthier.errors import FieldViolation, SpecError
 
-__all__ = ["RecordCache", "SqlReader"]
+__all__ = ["RecordCache", "SqlReader", "jobs_token"]
 
 # Built once, like the statements of `writing`.
 _JOB_BY_UID = select(*JOB.columns).where(schema.jobs.c.uid == bindparam("uid"))
@@ -36,13 +36,19 @@ _REQUEST = select(schema.requests.c.body_hash, schema.requests.c.job_uid).where(
 )
 
 _IN_CHUNK = 500  # bound parameters in one IN list; SQLite of old took 999
-_FINISHED = sorted(str(state) for state in TERMINAL)
+_ACTIVE = sorted(str(state) for state in ACTIVE)
 _ORDERS: dict[str, tuple[Any, bool, type]] = {
     "create_time desc": (schema.jobs.c.create_time, True, float),
     "create_time": (schema.jobs.c.create_time, False, float),
     "name": (schema.jobs.c.name, False, str),
     "name desc": (schema.jobs.c.name, True, str),
 }
+
+
+def jobs_token(last: JobRecord, tenant: str, *, filter: str, order_by: str) -> str:
+    """Token of the page of `list_jobs` after `last`; `order_by` must be a known one."""
+    order = " ".join(order_by.split()) or "create_time desc"
+    return token_for(scope_of("jobs", tenant, filter, order), [getattr(last, _ORDERS[order][0].name), last.uid])
 
 
 class RecordCache:
@@ -121,13 +127,12 @@ class SqlReader:
         page = found[:limit]
         if len(found) <= limit:
             return page, ""
-        last = page[-1]
-        return page, token_for(scope, [getattr(last, column.name), last.uid])
+        return page, jobs_token(page[-1], tenant, filter=filter, order_by=order)
 
     def unfinished_jobs(self) -> list[JobRecord]:
         table = schema.jobs
         open_attempts = select(schema.attempts.c.job_uid).where(schema.attempts.c.close_time.is_(None))
-        query = select(table.c.uid, table.c.stamp).where(or_(table.c.state.not_in(_FINISHED), table.c.uid.in_(open_attempts)))
+        query = select(table.c.uid, table.c.stamp).where(or_(table.c.state.in_(_ACTIVE), table.c.uid.in_(open_attempts)))
         stamps: dict[str, int] = dict(self.connection.execute(query.order_by(table.c.create_time, table.c.uid)).tuples())
         cache = self._cache
         known = {uid: record for uid, stamp in stamps.items() if cache is not None and (record := cache.get(uid, stamp)) is not None}
@@ -225,6 +230,12 @@ class SqlReader:
         columns = (table.c.tenant, table.c.queue, table.c.state)
         query: Select[Any] = select(*columns, func.count()).group_by(*columns)
         return {(row[0], row[1], row[2]): row[3] for row in self.connection.execute(query)}
+
+    def count_active(self, tenant: str) -> int:
+        """Jobs of a tenant that are not terminal."""
+        table = schema.jobs
+        query = select(func.count()).select_from(table).where(table.c.tenant == tenant, table.c.state.in_(_ACTIVE))
+        return self.connection.execute(query).scalar_one()
 
     def has_open_attempt(self, uid: str) -> bool:
         """Whether nodes of the job may still be there."""

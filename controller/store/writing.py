@@ -52,6 +52,8 @@ class Group:
     events: list[EventRecord] = field(default_factory=list)
     progressed: dict[str, str] = field(default_factory=dict)
     """uid -> tenant of jobs whose progress or samples changed without an event."""
+    active: dict[str, int] = field(default_factory=dict)
+    """Unfinished jobs by tenant, counted once per group; an insert that is rolled back stays counted until the next group."""
 
     def mark(self) -> tuple[int, int, dict[str, str]]:
         return self.revision, len(self.events), dict(self.progressed)
@@ -75,6 +77,11 @@ class SqlTransaction(SqlReader):
 
     # --- jobs ---
 
+    def count_active(self, tenant: str) -> int:
+        if tenant not in self._group.active:
+            self._group.active[tenant] = super().count_active(tenant)
+        return self._group.active[tenant]
+
     def insert_job(self, job: JobRecord, *, request_id: str = "", body_hash: str = "") -> JobRecord:
         if request_id:
             self._claim_request(job, request_id, body_hash)
@@ -93,6 +100,8 @@ class SqlTransaction(SqlReader):
             cause=job.cause or states.DEFAULT_CAUSE[job.state],
             cause_since=round(created, 6),
         )
+        if job.tenant in self._group.active:
+            self._group.active[job.tenant] += 1
         self.connection.execute(_INSERT_JOB, {**JOB.all_values(job), "event_sequence": 1, "stamp": 1})
         self._write_labels(job)
         self._write_dependencies(job)
