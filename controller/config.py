@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -199,8 +200,8 @@ class ControllerConfig:
         if self.cpu_slots < 0:
             raise SpecError(f"cpu_slots is {self.cpu_slots}", fix="give 0 or more")
         for root, path in self.roots.items():
-            if not root.isidentifier():
-                raise SpecError(f"{root!r} is not a name of a root", fix="use letters, digits and _")
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", root):
+                raise SpecError(f"{root!r} is not a name of a root", fix="use at most 32 letters, digits, _ and -")
             if not path.is_dir():
                 raise SpecError(f"root {root} names {path}, which is not a directory", fix="create it or remove the root")
         return self

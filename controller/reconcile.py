@@ -153,9 +153,14 @@ class Reconciler:
             raise
         except Exception as error:  # noqa: BLE001  the loop must outlive any one failure; it is counted and tried again
             self._metrics.reconcile_errors.labels(type(error).__name__).inc()
-            _log.exception("a pass failed; everything is looked at again")
+            count = self._failures[""] = self._failures.get("", 0) + 1
+            pause = min(_ERROR_BACKOFF[1], _ERROR_BACKOFF[0] * 2 ** min(count, 10))
+            _log.exception("a pass failed; in %.1f s everything is looked at again", pause)
+            await asyncio.sleep(pause)
             self._all = True
-            self._resync_at = self._clock() + _ERROR_BACKOFF[0]
+            self._wake.set()
+        else:
+            self._failures.pop("", None)
 
     async def _admission_pass(self) -> None:
         self._admit = False
