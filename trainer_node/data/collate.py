@@ -35,7 +35,7 @@ def pad_multiple(device: str) -> int:
 def collate(
     micro: MicroBatch, rows: TokenisedRows, *, pad_token: int = 0, device: str = "cpu", max_length: int | None = None, packed: bool = False
 ) -> Batch:
-    """The micro-batch as tensors on `device`.
+    """The micro-batch as tensors on the host, rounded up to what suits `device`.
 
     An empty micro-batch becomes one row of nothing to learn (two tokens, no label), so that ranks stay in step. `packed` says that
     the plan may put several rows into one sequence. `max_length` caps the rounding up, not the rows.
@@ -70,7 +70,7 @@ def collate(
     columns = [rows.columns(row) for row in order]
     for name in columns[0] if columns else ():
         sample[name] = torch.tensor([float(values[name]) for values in columns], dtype=torch.float32)
-    batch = Batch(
+    return Batch(
         input_ids=torch.from_numpy(input_ids),
         labels=torch.from_numpy(labels),
         position_ids=torch.from_numpy(positions),
@@ -78,7 +78,6 @@ def collate(
         sample=sample,
         packed=packed,
     )
-    return batch if device == "cpu" else _move(batch, device)
 
 
 def network_inputs(batch: Batch) -> dict[str, torch.Tensor | bool]:
@@ -114,19 +113,3 @@ def packing_is_exact(network: nn.Module, *, vocabulary_size: int, tolerance: flo
         network.train(training)
     scale = max(float(apart.abs().max()), 1e-6)
     return bool((together - apart).abs().max() <= tolerance * scale)
-
-
-def _move(batch: Batch, device: str) -> Batch:
-    """Copies from pinned memory overlap with what the device computes."""
-
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.pin_memory().to(device, non_blocking=True)
-
-    return Batch(
-        input_ids=moved(batch.input_ids),
-        labels=moved(batch.labels),
-        position_ids=moved(batch.position_ids),
-        segment_ids=moved(batch.segment_ids),
-        sample={name: moved(values) for name, values in batch.sample.items()},
-        packed=batch.packed,
-    )
