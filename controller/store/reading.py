@@ -133,7 +133,8 @@ class SqlReader:
         table = schema.jobs
         open_attempts = select(schema.attempts.c.job_uid).where(schema.attempts.c.close_time.is_(None))
         query = select(table.c.uid, table.c.stamp).where(or_(table.c.state.in_(_ACTIVE), table.c.uid.in_(open_attempts)))
-        stamps: dict[str, int] = dict(self.connection.execute(query.order_by(table.c.create_time, table.c.uid)).tuples())
+        # Not `dict(result)`: a result has `keys`, so that it would be taken for a mapping.
+        stamps: dict[str, int] = {uid: stamp for uid, stamp in self.connection.execute(query.order_by(table.c.create_time, table.c.uid))}  # noqa: C416
         cache = self._cache
         known = {uid: record for uid, stamp in stamps.items() if cache is not None and (record := cache.get(uid, stamp)) is not None}
         known.update(self.jobs([uid for uid in stamps if uid not in known]))
