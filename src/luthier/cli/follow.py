@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING
 
 from luthier.cli import exits, messages
 from luthier.cli.command import connection_arguments, output_arguments
-from luthier.cli.durations import parse as parse_seconds
+from luthier.cli.values import seconds, whole
 
 if TYPE_CHECKING:
     from luthier.client import Client
 
 _STATES = ("QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED")
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
 
 
 def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -31,16 +24,16 @@ def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
             "--for", dest="state", type=str.upper, choices=_STATES, metavar="STATE", help="also return in this state, for example RUNNING"
         )
         parser.add_argument(
-            "--timeout", type=parse_seconds, metavar="TIME", help="give up after this time (30s, 5m, 2h) with exit code 124"
+            "--timeout", type=seconds, metavar="TIME", help="give up after this time (30s, 5m, 2h) with exit code 124"
         )
         output_arguments(parser, ("table", "json", "yaml", "name"))
     elif verb == "logs":
         parser.add_argument("name", metavar="NAME", help="job whose logs to print")
         parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-        parser.add_argument("--tail", type=_whole, default=0, metavar="N", help="start with the last N lines of each stream")
-        parser.add_argument("--attempt", type=_whole, default=0, metavar="K", help="attempt (default: the newest)")
-        parser.add_argument("--node", type=_whole, default=None, metavar="I", help="only this node")
-        parser.add_argument("--rank", type=_whole, default=None, metavar="R", help="only this rank of the group")
+        parser.add_argument("--tail", type=whole, default=0, metavar="N", help="start with the last N lines of each stream")
+        parser.add_argument("--attempt", type=whole, default=0, metavar="K", help="attempt (default: the newest)")
+        parser.add_argument("--node", type=whole, default=None, metavar="I", help="only this node")
+        parser.add_argument("--rank", type=whole, default=None, metavar="R", help="only this rank of the group")
         parser.add_argument("--no-prefix", action="store_true", help="leave out node and rank at the start of each line")
     else:
         parser.add_argument("name", metavar="NAME", help="job whose events to print")

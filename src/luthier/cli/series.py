@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.cli import exits, messages
 from luthier.cli.command import connection_arguments, output_arguments
+from luthier.cli.values import positive
 
 if TYPE_CHECKING:
     from luthier.v1 import job_service_pb2
@@ -22,7 +23,7 @@ _LOSSES = ("loss", "eval_loss")
 def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """`metrics NAME [SERIES…]`, `plot NAME [-o FILE] [--text]`."""
     parser.add_argument("name", metavar="NAME", help="job")
-    parser.add_argument("--points", type=int, default=0, metavar="N", help="points per series at most (default: 500)")
+    parser.add_argument("--points", type=positive, default=0, metavar="N", help="points per series at most (default: 500)")
     if verb == "metrics":
         parser.add_argument("series", nargs="*", metavar="SERIES", help="series to show point by point; without one all are summed up")
         output_arguments(parser)

@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING
 
 from luthier.cli import exits, messages
 from luthier.cli.command import connection_arguments, output_arguments
+from luthier.cli.values import positive
 
 if TYPE_CHECKING:
     from luthier.client import Job
 
 _STATES = ("QUEUED", "STARTING", "RUNNING", "PAUSING", "PAUSED", "CANCELLING", "SUCCEEDED", "FAILED", "CANCELLED")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -31,7 +25,7 @@ def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         "--filter", default="", metavar="TEXT", help="only jobs that match, for example 'state = FAILED AND labels.team = \"x\"'"
     )
     parser.add_argument("--order-by", default="", metavar="TEXT", help='"create_time desc" (default), "create_time", "name" or "name desc"')
-    parser.add_argument("--limit", type=_positive, default=200, metavar="N", help="list at most N jobs (default: 200)")
+    parser.add_argument("--limit", type=positive, default=200, metavar="N", help="list at most N jobs (default: 200)")
     output_arguments(parser)
     connection_arguments(parser)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from luthier.cli import exits, messages
 from luthier.cli.command import connection_arguments, output_arguments
+from luthier.cli.values import positive
 
 if TYPE_CHECKING:
     from luthier.client import Client, Job
@@ -25,7 +26,7 @@ def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     if verb in ("cancel", "delete"):
         parser.add_argument("-y", "--yes", action="store_true", help="do not ask; needed where there is no terminal")
     if verb == "resume":
-        parser.add_argument("--nodes", type=int, default=None, metavar="N", help="number of nodes to go on with, within resources.nodes")
+        parser.add_argument("--nodes", type=positive, default=None, metavar="N", help="number of nodes, within resources.nodes")
     output_arguments(parser, ("table", "json", "yaml", "name"))
     connection_arguments(parser)
 

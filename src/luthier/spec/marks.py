@@ -75,6 +75,8 @@ def mark(value: Any, line: int = 0) -> Marked:
 
 # --- YAML 1.2 --------------------------------------------------------------------------------------------------------
 
+_PLAIN, _TEXT = "plain", "tag:yaml.org,2002:str"
+_LIST, _MAPPING = "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -84,8 +86,11 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\
 class _Loader(yaml.SafeLoader):
     """Composes nodes only; scalars are read by the rules above, not by PyYAML's YAML 1.1."""
 
-
-_Loader.yaml_implicit_resolvers = {}
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: tuple[bool, bool] | bool) -> str:
+        """The tag of a node without one: `_PLAIN` for an unquoted scalar."""
+        if kind is yaml.ScalarNode:
+            return _PLAIN if isinstance(implicit, tuple) and implicit[0] else _TEXT
+        return _LIST if kind is yaml.SequenceNode else _MAPPING
 
 
 def _scalar(text: str) -> Scalar:
@@ -122,10 +127,10 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             return Marked(self._scalar(node), line, node.value)
         if isinstance(node, yaml.SequenceNode):
-            self._check_tag(node, "tag:yaml.org,2002:seq")
+            self._check_tag(node, _LIST)
             return Marked([self.read(item, depth + 1) for item in node.value], line)
         assert isinstance(node, yaml.MappingNode)
-        self._check_tag(node, "tag:yaml.org,2002:map")
+        self._check_tag(node, _MAPPING)
         result: dict[str, Marked] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
@@ -148,11 +153,10 @@ class _Reader:
             self.refuse(node, f"the tag {node.tag} is not allowed here", "remove the tag")
 
     def _scalar(self, node: yaml.ScalarNode) -> Scalar:
-        # Without implicit resolvers every untagged scalar has the tag str; an explicit !!str means what it says.
-        if node.tag != "tag:yaml.org,2002:str":
-            self._check_tag(node, "tag:yaml.org,2002:str")
-            return None
-        return _scalar(node.value) if node.style is None else str(node.value)
+        if node.tag == _PLAIN:
+            return _scalar(node.value)
+        self._check_tag(node, _TEXT)
+        return str(node.value)
 
 
 def _too_large(where: str, what: str) -> SpecError:

@@ -91,6 +91,7 @@ def _apply_alias(find: Find, slot: Slot, spec: Spec, slots: dict[Slot, Choice | 
                 f"{slot} {spec.name!r} stands for {target} {name!r}, not {present.name!r}",
                 f"remove {target}, or write {slot}: {combination[slot]}",
             )
+            present = None  # its parameters belong to another plugin
         presets = dict(spec.alias.params.get(target, {}))
         merged = present or Choice(name, {}, {})
         merged.params = {**presets, **merged.params}
