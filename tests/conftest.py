@@ -52,19 +52,29 @@ def zygote_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def scripted_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder of a zygote whose ranks do what the job's variable SCRIPT says, see `tests/unit/trainer_node/scripted_zygote.py`."""
+def scripted_zygote_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where `scripted_zygote` keeps its zygotes."""
     base = tmp_path_factory.mktemp("scripted")
-    script = TESTS / "unit" / "trainer_node" / "scripted_zygote.py"
-    with subprocess.Popen([sys.executable, "-P", str(script), str(base)], start_new_session=True) as process:
-        ready = environment_home(base, "cpu") / "zygote.json"
+    yield base
+    _end_zygotes(base)
+
+
+@pytest.fixture
+def scripted_zygote(scripted_zygote_dir: Path) -> Path:
+    """Folder of a zygote whose ranks do what the job's variable SCRIPT says, see `tests/unit/trainer_node/scripted_zygote.py`.
+
+    One serves the whole session; a file of the package that is edited meanwhile makes another one necessary.
+    """
+    home = environment_home(scripted_zygote_dir, "cpu")
+    if not (home / "zygote.json").exists():
+        script = TESTS / "unit" / "trainer_node" / "scripted_zygote.py"
+        process = subprocess.Popen([sys.executable, "-P", str(script), str(scripted_zygote_dir)], start_new_session=True)
         deadline = time.monotonic() + 60
-        while not ready.exists():
+        while not (home / "zygote.json").exists():
             assert process.poll() is None and time.monotonic() < deadline, "the scripted zygote did not start"
             time.sleep(0.02)
-        yield base
-        process.terminate()
-    _end_zygotes(base)
+        process.returncode = 0  # it ends with the session, by pid and start time
+    return scripted_zygote_dir
 
 
 def _end_zygotes(base: Path) -> None:

@@ -75,7 +75,7 @@ class _Histogram:
     sum: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)  # a collector is told apart by identity
 class NodeMetrics:
     """Present values. `fixed` are the labels that every series carries."""
 

@@ -118,6 +118,8 @@ class Node:
         self._listener: socket.socket | None = None
         self._leaving = ""
         """ "save_and_leave" or "stop" once asked to leave."""
+        self._saving = False
+        """Ranks were seen saving since they were asked to leave; a step after that means that the save failed and all train on."""
         self._must_leave = False
         self._leave_by: float | None = None
         self._kill_at: float | None = None
@@ -248,8 +250,6 @@ class Node:
             return
         now = time.monotonic()
         alive = self._alive()
-        if self._report.save_failed and not self._must_leave:
-            self._leaving, self._leave_by, self._report.save_failed = "", None, False
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_ranks("reaped")
         if alive or (self._forming is not None and not self._forming.done()):
@@ -324,6 +324,12 @@ class Node:
         self._report.hear(rank, message)
         if message["t"] == "fact":
             self._put(_nothing, None)
+        elif message["t"] == "beat" and self._leaving == "save_and_leave" and not self._must_leave:
+            if message["section"] == "checkpoint":
+                self._saving = True
+            elif message["section"] == "step" and self._saving:
+                _log.warning("the save failed and the ranks train on")
+                self._leaving, self._saving = "", False
 
     async def _watch(self, rank: LocalRank) -> None:
         await rank.finish()

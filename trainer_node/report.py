@@ -34,8 +34,6 @@ class Report:
         self.fence = (attempt, 0)
         self.finished = False
         """A PlanFinished of this node is on its way or stored."""
-        self.save_failed = False
-        """The last save-and-leave failed and the ranks train on."""
         self.last_save_seconds = 0.0
         """From the request to the manifest; 0 before the first save."""
         self.phase_index = 0
@@ -54,19 +52,18 @@ class Report:
     def start_generation(self, generation: int, hang: HangWatch) -> None:
         """Messages belong to this generation from now on."""
         self.fence = (self.fence[0], generation)
-        self.save_failed = False
         self._hang = hang
         self._charge("restarting" if generation > 1 else "starting")
 
-    def fact(self, name: str, body: Mapping[str, Any]) -> None:
+    def fact(self, name: str, body: Mapping[str, Any]) -> pb.Fact:
         """Store a fact of the agent or of a rank."""
         try:
-            self._spool.add(self.fence, name, body)
+            fact = self._spool.add(self.fence, name, body)
         except ValueError as error:
             _log.error("a fact was refused: %s", error)
-            note = {"type": "BAD_FACT", "message": str(error), "severity": "error"}
-            self._spool.add(self.fence, "note", note)
+            fact = self._spool.add(self.fence, "note", {"type": "BAD_FACT", "message": str(error), "severity": "error"})
         self._wake()
+        return fact
 
     def hear(self, rank: LocalRank, message: Mapping[str, Any]) -> None:
         """One message of a rank."""
@@ -130,21 +127,21 @@ class Report:
             self._charge(_WALL.get(rank.section) or _PHASE.get(self._phase_kind, "productive"))
 
     def _rank_fact(self, rank: LocalRank, name: str, body: Mapping[str, Any]) -> None:
-        if name == "phase_started":
-            self.phase_index, self._phase_kind = int(body.get("index", 0)), str(body.get("kind", ""))
-            rank.phase_index = self.phase_index
-        elif name == "checkpoint_committed":
-            stall, persist = (float(body.get(k, 0.0)) for k in ("stallSeconds", "persistSeconds"))
-            self.last_save_seconds = stall + persist
-            self._metrics.record("luthier_train_checkpoint_save_seconds", stall + persist)
-            self._metrics.record("luthier_train_checkpoint_last_success_timestamp_seconds", time.time())
-            self._metrics.record("luthier_train_checkpoint_bytes", float(body.get("sizeBytes", 0)))
-        elif name == "save_failed":
-            self.save_failed = bool(body.get("trainingOn"))
-        elif name == "plan_finished":
+        if name == "plan_finished":
             self.flush_sections(force=True)
+        fact = self.fact(name, body)
+        kind = fact.WhichOneof("fact")
+        if kind == "phase_started":
+            self.phase_index, self._phase_kind = fact.phase_started.index, fact.phase_started.kind
+            rank.phase_index = self.phase_index
+        elif kind == "checkpoint_committed":
+            committed = fact.checkpoint_committed
+            self.last_save_seconds = committed.stall_seconds + committed.persist_seconds
+            self._metrics.record("luthier_train_checkpoint_save_seconds", self.last_save_seconds)
+            self._metrics.record("luthier_train_checkpoint_last_success_timestamp_seconds", time.time())
+            self._metrics.record("luthier_train_checkpoint_bytes", committed.size_bytes)
+        elif kind == "plan_finished":
             self.finished = True
-        self.fact(name, body)
 
     def _charge(self, cause: str) -> None:
         """Charge the time since the last call to the cause that held, and go on with `cause`."""

@@ -46,8 +46,8 @@ class Spool:
         self._file = path.open("a")
         self._lines = len(self._entries)
 
-    def add(self, fence: tuple[int, int], name: str, body: Mapping[str, Any]) -> int:
-        """Store a fact (field name of the oneof, message as proto JSON); returns its sequence number.
+    def add(self, fence: tuple[int, int], name: str, body: Mapping[str, Any]) -> pb.Fact:
+        """Store a fact (field name of the oneof, message as proto JSON).
 
         Raises ValueError when the fact is not one of `luthier.v1.Fact`.
         """
@@ -56,7 +56,7 @@ class Spool:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         self._lines += 1
-        return entry.sequence
+        return entry.fact
 
     def acknowledge(self, sequence: int) -> None:
         """Facts up to `sequence` are stored by the controller."""

@@ -7,6 +7,7 @@ its folder, lock, socket, forks, and the real `run_rank`. A rank does what the j
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import signal
 import sys
@@ -16,13 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from luthier.errors import DataError, StorageError
 from luthier.trainer_node import zygote
 from luthier.trainer_node.context import SAVE_AND_LEAVE, STOP, LeaveRequested, RankContext
 from luthier.trainer_node.environment import environment_home, zygote_environment
-from luthier.trainer_node.ops import refuse_builds  # noqa: F401  what the real zygote has loaded
 from luthier.trainer_node.rank import run_rank
 
 
@@ -67,6 +65,8 @@ def _collectives(context: RankContext, argument: str) -> None:
 
 
 def _environment(context: RankContext, argument: str) -> None:
+    import torch
+
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "GREETING")
     print("env", {name: os.environ.get(name) for name in names})
     print("process", os.getsid(0) == os.getpid(), Path.cwd().name, torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
@@ -117,6 +117,7 @@ def main() -> None:
     for directory in (base, home):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.update(zygote_environment(os.environ, home, "cpu"))
+    importlib.import_module("torch.distributed")  # after the environment is set, as the real one does
     if zygote.take_lock(home):
         zygote.Zygote(home, idle, functools.partial(run_rank, plan=plan)).serve()
 

@@ -51,7 +51,7 @@ class Controller(pb_grpc.NodeServiceServicer):
     async def stop(self) -> None:
         await self._server.stop(None)
 
-    async def Attach(self, request_iterator: AsyncIterator[pb.AttachRequest], context: Any) -> None:
+    async def Attach(self, request_iterator: AsyncIterator[pb.AttachRequest], context: Any) -> None:  # type: ignore[override]
         """Serve one stream."""
         if self.refuse is not None:
             await context.abort(self.refuse, "refused by the test")
@@ -158,10 +158,10 @@ class Nodes:
     async def formed(self, generation: int = 1, *, num_nodes: int = 1, processes: int = 1, after: int | None = None) -> None:
         """Wait until all nodes are ready and form a group."""
         last = generation - 1 if after is None else after
-        for node in range(num_nodes):
-            await self.controller.until(
-                lambda node=node: [r for r in self.controller.readies.get(node, []) if r.last_fence.generation == last], f"ready of {node}"
-            )
+        readies = self.controller.readies
+        await self.controller.until(
+            lambda: all(any(r.last_fence.generation == last for r in readies.get(node, [])) for node in range(num_nodes)), "all nodes ready"
+        )
         address = self.controller.readies[0][-1].address
         for node in range(num_nodes):
             message = pb.Formed(
