@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from luthier.errors import MethodError
 from luthier.methods.api import Batch, TokenLogprobs
 
-__all__ = ["LearnedPositions", "PhaseModels", "Policy", "causal_lm", "learned_positions", "place"]
+__all__ = ["LearnedPositions", "PhaseModels", "PlacedBatch", "Policy", "causal_lm", "learned_positions", "place"]
 
 _CHUNK_ELEMENTS = 1 << 23
 """Logits of one chunk (32 MB in fp32): large enough for full matmul speed, small beside the activations of a real model."""
@@ -55,6 +55,13 @@ class PlacedBatch(Batch):
     """A batch on the device of the rank with its learned positions."""
 
     positions: LearnedPositions | None = None
+    num_tokens: int = 0
+    """Tokens that are not padding."""
+
+    @property
+    def num_learned(self) -> int:
+        """Learned tokens, known on the host."""
+        return 0 if self.positions is None else self.positions.rows.numel()
 
 
 def learned_positions(batch: Batch) -> LearnedPositions:
@@ -69,9 +76,10 @@ def learned_positions(batch: Batch) -> LearnedPositions:
 def place(batch: Batch, device: str) -> PlacedBatch:
     """The batch on `device`, with its learned positions."""
     positions = learned_positions(batch)
+    num_tokens = int(torch.count_nonzero(batch.segment_ids))
     if device == "cpu":
         return PlacedBatch(
-            batch.input_ids, batch.labels, batch.position_ids, batch.segment_ids, batch.sample, batch.packed, positions
+            batch.input_ids, batch.labels, batch.position_ids, batch.segment_ids, batch.sample, batch.packed, positions, num_tokens
         )
 
     def move(tensor: Tensor) -> Tensor:
@@ -81,7 +89,7 @@ def place(batch: Batch, device: str) -> PlacedBatch:
     moved = LearnedPositions(move(positions.rows), move(positions.predictors), move(positions.segments), labels, labels._version)
     sample = {name: move(column) for name, column in batch.sample.items()}
     return PlacedBatch(
-        move(batch.input_ids), labels, move(batch.position_ids), move(batch.segment_ids), sample, batch.packed, moved
+        move(batch.input_ids), labels, move(batch.position_ids), move(batch.segment_ids), sample, batch.packed, moved, num_tokens
     )
 
 
