@@ -103,6 +103,10 @@ class Admissions:
         """Whether nodes of the job are, or may be, there."""
         return uid in self._held
 
+    def names(self) -> list[str]:
+        """The configured queues. Asked by every submit, so it looks at no job."""
+        return list(self._capacities)
+
     def describe(self, tenant: str | None) -> Sequence[QueueInfo]:
         """All queues, with the waiting jobs of one tenant."""
         infos = []

@@ -112,7 +112,7 @@ class Controller:
     def _build_api(self, token: str) -> ApiServer:
         premises = Premises(
             roots=tuple(self.config.roots),
-            queues=lambda: [q.name for q in self.admissions.describe(None)],
+            queues=self.admissions.names,
             max_active_jobs=self.config.max_jobs_per_tenant,
             inputs=self._inputs.check,
         )
