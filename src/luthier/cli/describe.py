@@ -33,7 +33,7 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
         attempts, checkpoints = list(job.attempts()), list(job.checkpoints())
         artifacts = list(client.artifacts.list(job.name))
     if arguments.output in ("json", "yaml"):
-        parts: dict[str, Any] = {"job": job.to_dict()}
+        parts: dict[str, Any] = {"job": output.plain(job.pb)}
         for name, rows in (("attempts", attempts), ("checkpoints", checkpoints), ("artifacts", artifacts)):
             parts[name] = [output.plain(row) for row in rows]
         output.print_structured(arguments.output, parts)
@@ -77,7 +77,7 @@ def _params(part: Any) -> str:
     from luthier.spec.convert import struct_to_plain
 
     params = struct_to_plain(part.params)
-    text = ", ".join(f"{name}={value}" for name, value in params.items())
+    text = ", ".join(f"{name}={value}" for name, value in sorted(params.items()) if value is not None)
     return f"{part.name} ({text})" if text else str(part.name)
 
 
@@ -156,10 +156,14 @@ def _cause(value: int) -> str:
 
 
 def _attempts(attempts: Iterable[job_pb2.Attempt]) -> list[str]:
+    from luthier.cli.progress import short
+
     lines = []
     for attempt in attempts:
         text = f"attempt {attempt.number}: {_cause(attempt.end_cause)}"
-        lines.append(text + (f", {attempt.message}" if attempt.message else "") + f" ({len(attempt.nodes)} nodes, {attempt.executor})")
+        lines.append(
+            text + (f", {short(attempt.message)}" if attempt.message else "") + f" ({len(attempt.nodes)} nodes, {attempt.executor})"
+        )
         for generation in attempt.generations:
             start = f" from {generation.resume_from}" if generation.resume_from else ""
             steps = f"steps {generation.start_step} to {generation.last_step}"
@@ -229,10 +233,12 @@ def _failure(job: Job) -> list[str]:
         + [f"rank {failure.rank}"] * failure.HasField("rank")
         + [f"exit code {failure.exit_code}"] * failure.HasField("exit_code")
     )
+    why, _, fix = failure.message.partition(" Fix: ")
     lines = _pairs(
         [
             ("cause", _cause(failure.cause)),
-            ("why", failure.message),
+            ("why", why),
+            ("fix", fix),
             ("in", run),
             ("first failing", who),
             ("after step", str(failure.step or "")),

@@ -23,9 +23,7 @@ def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--for", dest="state", type=str.upper, choices=_STATES, metavar="STATE", help="also return in this state, for example RUNNING"
         )
-        parser.add_argument(
-            "--timeout", type=seconds, metavar="TIME", help="give up after this time (30s, 5m, 2h) with exit code 124"
-        )
+        parser.add_argument("--timeout", type=seconds, metavar="TIME", help="give up after this time (30s, 5m, 2h) with exit code 124")
         output_arguments(parser, ("table", "json", "yaml", "name"))
     elif verb == "logs":
         parser.add_argument("name", metavar="NAME", help="job whose logs to print")
@@ -60,7 +58,7 @@ def _wait(client: Client, arguments: argparse.Namespace) -> int:
     states = (arguments.state,) if arguments.state else ()
     jobs = progress.follow(client, arguments.name, states=states, timeout_seconds=arguments.timeout, quiet=arguments.quiet)
     if arguments.output in ("json", "yaml"):
-        output.print_messages(arguments.output, [job.to_dict() for job in jobs.values()], single=True)
+        output.print_messages(arguments.output, [output.plain(job.pb) for job in jobs.values()], single=True)
     else:
         for job in jobs.values():
             output.write(f"{job.name}\n" if arguments.output == "name" or arguments.quiet else f"{job.name} {job.state}\n")

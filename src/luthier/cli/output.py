@@ -19,10 +19,12 @@ def write(text: str) -> None:
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """The proto JSON mapping with proto field names."""
+    """The proto JSON mapping with proto field names; `8.0` is written `8`."""
     from google.protobuf import json_format
 
-    result: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    from luthier.spec.convert import integral
+
+    result: dict[str, Any] = integral(json_format.MessageToDict(message, preserving_proto_field_name=True))
     return result
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from luthier.client import Client, Job
     from luthier.v1 import job_pb2
 
-__all__ = ["follow", "line_of", "report"]
+__all__ = ["follow", "line_of", "report", "short"]
 
 _LINE_SECONDS = 10.0
 """Where bars are not welcome, a line about steps is printed this often."""
@@ -36,6 +36,12 @@ def _waiting(job: job_pb2.Job) -> str:
     return f"{text} (place {job.waiting.position} in the queue)" if job.waiting.position else text
 
 
+def short(message: str, width: int = 120) -> str:
+    """The start of a message, without how to fix it: the report tells that."""
+    text = " ".join(message.partition(" Fix: ")[0].split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def line_of(job: job_pb2.Job) -> str:
     """One line: state, phase, step of total, loss, tokens/s, time left; or why it waits, failed, or what came out."""
     state = _state(job)
@@ -44,7 +50,7 @@ def line_of(job: job_pb2.Job) -> str:
     if state in ("QUEUED", "STARTING"):
         parts.append(_waiting(job))
     elif state == "FAILED":
-        parts.append(job.failure.message)
+        parts.append(short(job.failure.message))
     elif state == "SUCCEEDED":
         parts += [f"{name} {number(value)}" for name, value in sorted(job.result.metrics.items())][:6]
     elif job.HasField("progress"):
@@ -147,11 +153,12 @@ def follow(
     import contextlib
 
     from luthier.client.record import ENDED, job_id_of
-    from luthier.errors import JobNotFound
+    from luthier.errors import DeadlineExceeded, JobNotFound
 
     wanted = ENDED | set(states)
     names = list(dict.fromkeys(job_id_of(name) for name in names))
     pending = set(names)
+    last: dict[str, str] = {}
     view = _view(names, quiet)
     stream = client.jobs.watch(*names, timeout_seconds=timeout_seconds)
     try:
@@ -163,6 +170,7 @@ def follow(
                         raise JobNotFound(f"job {gone} was deleted")
                     continue
                 view.update(message.job)
+                last[job_id_of(message.job.name)] = _state(message.job)
                 if _state(message.job) in wanted:
                     pending.discard(job_id_of(message.job.name))
                     if not pending:
@@ -171,6 +179,12 @@ def follow(
         for job in jobs.values():
             view.update(job.pb)
         return jobs
+    except DeadlineExceeded:
+        if timeout_seconds is None:
+            raise
+        late = ", ".join(f"{name} is {last.get(name, 'not seen yet')}" for name in names if name in pending)
+        fix = f"wait longer, or look with `luthier describe {next(n for n in names if n in pending)}`"
+        raise DeadlineExceeded(f"{timeout_seconds:g} s are over and {late}", fix=fix) from None
     finally:
         view.close()
 
@@ -181,9 +195,9 @@ def report(jobs: Iterable[Job], *, quiet: bool = False) -> None:
         if job.failure is not None:
             lines = "\n".join(f"    {line}" for line in job.failure.log_lines[-8:])
             rank = f" (node {job.failure.node}, rank {job.failure.rank})" if job.failure.HasField("rank") else ""
-            messages.problem(
-                f"job {job.name} failed{rank}", why=job.failure.message, fix=f"luthier describe {job.name}" if not quiet else ""
-            )
+            why, _, fix = job.failure.message.partition(" Fix: ")
+            story = f"`luthier describe {job.name}` tells the story"
+            messages.problem(f"job {job.name} failed{rank}", why=why, fix=f"{fix}; {story}" if fix else story)
             if lines and not quiet:
                 messages.note(f"  last log lines:\n{lines}")
         elif job.state == "CANCELLED":

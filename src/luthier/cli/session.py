@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from luthier.errors import Conflict, JobNotFound, LuthierError
+from luthier.errors import Conflict, DeadlineExceeded, JobNotFound, LuthierError
 
 if TYPE_CHECKING:
     from luthier.client import Client
@@ -29,14 +29,14 @@ def connect(arguments: argparse.Namespace) -> Iterator[Client]:
     try:
         yield client
     except JobNotFound as error:
-        error.fix = error.fix or _near_job(client, arguments)
+        error.fix = _near_job(client, arguments) or error.fix
         error.where = error.where or f"controller at {client.connection.address}"
         raise
     except Conflict as error:
         error.where = error.where or f"controller at {client.connection.address}"
         raise
     except LuthierError as error:
-        if not getattr(error, "violations", ()):
+        if not getattr(error, "violations", ()) and not isinstance(error, DeadlineExceeded):
             error.where = error.where or f"controller at {client.connection.address} (from {client.connection.origin})"
         raise
     finally:

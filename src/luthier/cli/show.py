@@ -48,7 +48,7 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
             more = len(jobs) > arguments.limit
             jobs = jobs[: arguments.limit]
     if arguments.output in ("json", "yaml"):
-        output.print_messages(arguments.output, [job.to_dict() for job in jobs], single=len(arguments.name) == 1)
+        output.print_messages(arguments.output, [output.plain(job.pb) for job in jobs], single=len(arguments.name) == 1)
     elif arguments.output == "name" or arguments.quiet:
         for job in jobs:
             output.write(f"{job.name}\n")

@@ -45,7 +45,7 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
                 return exits.ERROR
         jobs = [_steer(client, verb, job, arguments) for job in found]
     if arguments.output in ("json", "yaml"):
-        output.print_messages(arguments.output, [job.to_dict() for job in jobs], single=len(jobs) == 1)
+        output.print_messages(arguments.output, [output.plain(job.pb) for job in jobs], single=len(jobs) == 1)
         return exits.OK
     for job in jobs:
         output.write(f"{job.name}\n")

@@ -50,7 +50,7 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
         checked = _explained(lambda: client.jobs.check(pipeline), pipeline)
         if arguments.dry_run:
             _print(arguments, checked)
-            messages.note(f"{len(checked)} of {len(pipeline.documents)} jobs checked; nothing was changed", quiet=arguments.quiet)
+            messages.note(f"{len(checked)} job(s) checked; nothing was changed", quiet=arguments.quiet)
             return exits.OK
         jobs = _explained(lambda: client.jobs.start(pipeline, progress=_upload_progress(arguments.quiet)), pipeline)
         _print(arguments, jobs)
@@ -127,7 +127,7 @@ def _print(arguments: argparse.Namespace, jobs: list[Job]) -> None:
     from luthier.cli import output
 
     if arguments.output in ("json", "yaml"):
-        output.print_messages(arguments.output, [job.to_dict() for job in jobs], single=True)
+        output.print_messages(arguments.output, [output.plain(job.pb) for job in jobs], single=True)
         return
     for job in jobs:
         output.write(f"{job.name}\n")

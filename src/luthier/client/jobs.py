@@ -78,7 +78,10 @@ class AsyncJobs:
         return await self.start(pipeline, progress=progress)
 
     async def check(self, pipeline: Pipeline) -> builtins.list[AsyncJob]:
-        """Ask the server to check every document without effect; the defaulted jobs. Raises `SpecError` with all violations."""
+        """Ask the server to check every document without effect; the defaulted jobs. Raises `SpecError` with all violations.
+
+        Contents that are not uploaded yet, and jobs that an earlier document creates, are no violations.
+        """
         await asyncio.to_thread(pipeline.plan_uploads)
         found: builtins.list[Any] = []
         checked = []
@@ -90,6 +93,8 @@ class AsyncJobs:
                 if remaining is None:
                     raise
                 found += document.locate(remaining)
+                if not remaining:
+                    checked.append(self._handle(pipeline.resolved(document)))
             else:
                 checked.append(job)
         if found:

@@ -10,9 +10,10 @@ from typing import Any, cast
 from luthier.client.transfer import Upload, plan_upload
 from luthier.errors import FieldViolation, SpecError
 from luthier.spec.address import JOB_ID
-from luthier.spec.convert import spec_to_proto
+from luthier.spec.convert import spec_from_proto, spec_to_proto
 from luthier.spec.marks import LocatedViolation
 from luthier.spec.models import JobSpec
+from luthier.spec.resolve import resolve
 from luthier.spec.yaml import Document, load_file, load_text, load_value
 from luthier.v1 import job_pb2, spec_pb2
 
@@ -120,6 +121,17 @@ class Pipeline:
     def _will_exist(self, uri: str, earlier: set[str]) -> bool:
         match = re.fullmatch(r"job://([^/]+)(/.*)?", uri)
         return (match is not None and match[1] in earlier) or any(upload.uri == uri for upload in self.uploads)
+
+    def resolved(self, document: Document) -> job_pb2.Job:
+        """The job as the server would store it, filled in here: for a document that only waits for uploads or earlier jobs."""
+        job = job_pb2.Job()
+        job.CopyFrom(document.job)
+        job.name = f"jobs/{document.job_id}" if document.job_id else ""
+        try:
+            job.spec.CopyFrom(spec_to_proto(resolve(spec_from_proto(document.job.spec))))
+        except SpecError:
+            return job  # a plugin that only the server has: as it was written
+        return job
 
     @staticmethod
     def _text_at(document: Document, field: str) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "enum_from_word",
     "enum_to_word",
     "from_plain",
+    "integral",
     "invalid",
     "seconds_to_duration",
     "spec_from_proto",
@@ -301,19 +302,19 @@ def _narrow(descriptor: Any, plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _integral(value: Any) -> Any:
-    """Values of a Struct with integral doubles as ints."""
+def integral(value: Any) -> Any:
+    """Plain values with integral doubles as ints: a Struct holds nothing but doubles."""
     if isinstance(value, dict):
-        return {key: _integral(item) for key, item in value.items()}
+        return {key: integral(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_integral(item) for item in value]
+        return [integral(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _narrow_one(field: FieldDescriptor, value: Any) -> Any:
     if field.message_type is not None:
         if field.message_type.full_name in _OPAQUE:
-            return _integral(value)
+            return integral(value)
         return _narrow(field.message_type, value) if isinstance(value, dict) else value
     return int(value) if field.cpp_type in _WIDE else value
 

@@ -32,7 +32,8 @@ _MAX_MICRO_BATCH = 16
 def _check_needs(spec: JobSpec, slots: Mapping[Slot, Choice], found: Findings) -> None:
     """What plugins require of the job. Each violation names the need and who has it."""
     method = slots.get("method")
-    if method is not None:
+    # What a plugin needs depends on its parameters: nothing is known of it while they are wrong.
+    if method is not None and method.checked is not None:
         needs = method.needs()
         if needs.base_model and spec.model is None:
             found.unmet("base_model", "spec.model", f"{method.name} starts from a model", "set model, for example job://base")
