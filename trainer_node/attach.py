@@ -167,13 +167,13 @@ class Attachment:
         beat_at = sample_at = 0.0
         while True:
             self._wake.clear()
-            ready = self._ready()
-            if ready is not None and ready is not announced:
-                await call.write(pb.AttachRequest(ready=ready))
-            announced = ready
+            ready = self._ready()  # facts that came before it are sent before it
             for fact in self._spool.after(sent):
                 await call.write(pb.AttachRequest(fact=fact))
                 sent = fact.sequence
+            if ready is not None and ready is not announced:
+                await call.write(pb.AttachRequest(ready=ready))
+            announced = ready
             now = time.monotonic()
             if self._samples and now >= sample_at:
                 sample_at = now + SAMPLE_SECONDS

@@ -1,7 +1,7 @@
 """Where a zygote lives and what environment it is started with. Standard library only: the agent imports it.
 
-A zygote holds code in memory, so its folder is named by what that code is: interpreter, versions of the training stack, device, and
-the files of this package. After an update the next job gets a new zygote; the old one goes away when idle.
+A zygote holds code in memory, so its folder is named by what that code is: interpreter, installed distributions, device, and the files
+of this package. After an update the next job gets a new zygote; the old one goes away when idle.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def environment_home(base: Path, device: str) -> Path:
     """Folder of the zygote for this environment and device below `base`."""
     facts: list[object] = [sys.executable, sys.version, device, sorted(installed_versions().items())]
     root = Path(__file__).parent.parent  # src/luthier, or the installed package: its sub-packages may be links
+    # an installation, upgrade or removal of any distribution changes the folder
+    facts.extend((path, Path(path).stat().st_mtime_ns) for path in sys.path if path.endswith("-packages") and Path(path).is_dir())
     facts.extend(_source_state(root / name) for name in _SOURCES)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return Path(base) / f"{device}-{digest}"

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -115,6 +116,8 @@ def _take_over(launch: RankLaunch, log: int) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
         Path("/proc/self/comm").write_text(f"luthier-rank{launch.rank}")
+    # DeepSpeed still calls collectives by names that torch has renamed: nothing that a user could act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     os.chdir(node_dir)
     threads = max(1, launch.node.threads_per_rank)
     os.environ.update({name: str(value) for name, value in launch.node.spec.get("env", {}).items()})

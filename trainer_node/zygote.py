@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import fcntl
 import gc
-import importlib
 import json
 import os
 import select
@@ -33,7 +32,7 @@ from typing import NoReturn
 
 from luthier.trainer_node.environment import environment_home, process_start_time, socket_address, zygote_environment
 from luthier.trainer_node.launch import RankDescriptors, RankLaunch
-from luthier.trainer_node.preimport import MODULES
+from luthier.trainer_node.preimport import import_everything
 
 __all__ = ["Zygote", "main", "take_lock"]
 
@@ -81,8 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(number, signal.SIG_IGN)
     _redirect(home)
     started = time.monotonic()
-    for name in MODULES:
-        importlib.import_module(name)
+    import_everything()
     from luthier.trainer_node.ops import refuse_builds
     from luthier.trainer_node.rank import run_rank
 

@@ -1,7 +1,8 @@
 """A zygote whose ranks run a small script instead of a plan; started as a process of its own by the fixture `scripted_zygote`.
 
-Usage: `python -P scripted_zygote.py DIR [IDLE_SECONDS]`. It imports torch and nothing of the training stack, and is otherwise the real one:
-its folder, lock, socket, forks, and the real `run_rank`. A rank does what the job's environment variable `SCRIPT` says, word by word.
+Usage: `python -P scripted_zygote.py DIR [IDLE_SECONDS [everything]]`. It imports torch, or everything that the real one imports, and is
+otherwise the real one: its folder, lock, socket, forks, and the real `run_rank`. A rank does what the job's environment variable `SCRIPT`
+says, word by word.
 """
 
 from __future__ import annotations
@@ -93,6 +94,34 @@ def _hold(context: RankContext, argument: str) -> None:
     time.sleep(600)
 
 
+def _deepspeed(context: RankContext, argument: str) -> None:
+    """Two steps under DeepSpeed at this ZeRO stage; prints what had to be imported for it."""
+    before = set(sys.modules)
+    started = time.monotonic()
+    import deepspeed
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
+    net = AutoModelForCausalLM.from_config(config)
+    deepspeed.init_distributed("gloo", dist_init_required=False)
+    zero = {"stage": int(argument), "stage3_param_persistence_threshold": 0}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": None,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+    }  # fmt: skip
+    engine = deepspeed.initialize(model=net, model_parameters=list(net.parameters()), config=settings, dist_init_required=False)[0]
+    tokens = torch.arange(16).reshape(1, 16)
+    for _ in range(2):
+        engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+        engine.step()
+    new = sorted(set(sys.modules) - before)
+    print(f"deepspeed done in {time.monotonic() - started:.2f} s")
+    print("imported", len(new), *new)
+
+
 ACTIONS: dict[str, Callable[[RankContext, str], None]] = {
     "start": _start,
     "steps": _steps,
@@ -100,6 +129,7 @@ ACTIONS: dict[str, Callable[[RankContext, str], None]] = {
     "environment": _environment,
     "raise": _raise,
     "hold": _hold,
+    "deepspeed": _deepspeed,
     "beat": lambda c, a: c.channel.beat(a, 0),  # type: ignore[arg-type]
     "print": lambda c, a: print(a),
     "sleep": lambda c, a: time.sleep(float(a)),
@@ -117,7 +147,11 @@ def main() -> None:
     for directory in (base, home):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.update(zygote_environment(os.environ, home, "cpu"))
-    importlib.import_module("torch.distributed")  # after the environment is set, as the real one does
+    if sys.argv[3:] == ["everything"]:  # after the environment is set, as the real one does
+        importlib.import_module("luthier.trainer_node.preimport").import_everything()
+        importlib.import_module("luthier.trainer_node.ops").refuse_builds()
+    else:
+        importlib.import_module("torch.distributed")
     if zygote.take_lock(home):
         zygote.Zygote(home, idle, functools.partial(run_rank, plan=plan)).serve()
 
