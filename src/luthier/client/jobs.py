@@ -7,18 +7,20 @@ import builtins
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from luthier.client.channel import Wire
 from luthier.client.record import ENDED, JobRecord, job_name, state_name
-from luthier.client.submit import Pipeline, Source
 from luthier.client.transfer import AsyncArtifacts, Progress
 from luthier.errors import DeadlineExceeded, JobNotFound, SpecError, TokenExpired
 from luthier.v1 import job_pb2
 from luthier.v1 import job_service_pb2 as service_pb
 from luthier.v1 import job_service_pb2_grpc as rpc
+
+if TYPE_CHECKING:  # reading jobs needs no pydantic
+    from luthier.client.submit import Pipeline, Source
 
 __all__ = ["AsyncJob", "AsyncJobs"]
 
@@ -67,6 +69,8 @@ class AsyncJobs:
         `overrides` are `[NAME:]key.path=value` texts, `suffix` is appended to every name of the pipeline. Raises `SpecError` with all
         violations.
         """
+        from luthier.client.submit import Pipeline
+
         pipeline = Pipeline.load(source, base_dir=base_dir, overrides=overrides)
         if name:
             pipeline.rename_only(name)
