@@ -19,7 +19,7 @@ __all__ = ["HangWatch", "Verdict"]
 Verdict = Literal["fine", "suspect", "hung"]
 
 _FLOORS: Mapping[str, float] = {"setup": 5.0, "step": 1.0, "checkpoint": 5.0, "shard": 2.0, "evaluate": 2.0, "waiting": 30.0}
-"""Smallest time-out by section, in multiples of the job's `hang_timeout`. "waiting" is long: the rank that is waited for has a watch of its own."""
+"""Smallest time-out by section, in multiples of the job's `hang_timeout`. "waiting" is long: who is waited for has a watch of its own."""
 
 _LEARNED = 8.0
 """A silence this many times longer than the longest one of a healthy rank is not healthy."""

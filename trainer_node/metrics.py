@@ -1,9 +1,9 @@
 """Every metric of a node, declared once, and their present values.
 
-Ranks send numbers by metric name (`RankChannel.gauges`): a gauge is set, a counter is increased by the number, a histogram observes it. A label
-is written into the name, `luthier_train_gpu_memory_bytes{kind="allocated"}`. Rank 0 sends what is global (loss, rate, steps), every rank
-what is its own (its tokens, its memory). Methods may send gauges of their own named `luthier_method_*`. prometheus_client is imported
-by the first scrape, so that it costs nothing at the start of a node.
+Ranks send numbers by metric name (`RankChannel.gauges`): a gauge is set, a counter is increased by the number, a histogram observes it.
+A label is written into the name, `luthier_train_gpu_memory_bytes{kind="allocated"}`. Rank 0 sends what is global (loss, rate, steps),
+every rank what is its own (its tokens, its memory). Methods may send gauges of their own named `luthier_method_*`. prometheus_client is
+imported by the first scrape, so that it costs nothing at the start of a node.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("luthier_train_mfu_ratio", "gauge", "Model FLOPs of the newest steps over the device's peak, where the peak is known."),
     Metric("luthier_train_tokens_per_second", "gauge", "Non-padding tokens per second over all ranks."),
     Metric("luthier_train_gpu_memory_bytes", "gauge", "Device memory of this node's ranks.", ("kind",)),
-    Metric("luthier_train_checkpoint_save_seconds", "histogram", "Time from the copy to the manifest of a checkpoint.", buckets=_SAVE_BUCKETS),
+    Metric(
+        "luthier_train_checkpoint_save_seconds",
+        "histogram",
+        "Time to save a checkpoint, from the copy to the manifest.",
+        buckets=_SAVE_BUCKETS,
+    ),
     Metric("luthier_train_checkpoint_last_success_timestamp_seconds", "gauge", "When the newest checkpoint was committed."),
     Metric("luthier_train_checkpoint_bytes", "gauge", "Size of the newest checkpoint."),
     Metric("luthier_train_restarts_total", "counter", "Ends of ranks that were not asked for, by reason.", ("reason",)),

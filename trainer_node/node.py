@@ -453,7 +453,7 @@ class Node:
         """Leave nothing behind: ranks, marks in the store, unsent log bytes."""
         self._kill_ranks("reaped")
         deadline = time.monotonic() + self._timers.logs
-        while self._alive() and time.monotonic() < deadline:
+        while self._alive() and time.monotonic() < deadline:  # noqa: ASYNC110  their watchers end it
             await asyncio.sleep(0.01)
         code, message = self._exit or (_LEFT, "interrupted")
         _log.info("exit %d: %s", code, message)

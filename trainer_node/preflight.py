@@ -122,7 +122,8 @@ def _check_storage(launch: NodeLaunch) -> None:
         fresh.rename(mark)
         read = mark.read_text()
     except OSError as error:
-        raise _Failed(f"the job's store {launch.prefix} cannot be written: {error.strerror}. Fix: make it writable for this user") from error
+        problem = f"the job's store {launch.prefix} cannot be written: {error.strerror}. Fix: make it writable for this user"
+        raise _Failed(problem) from error
     if read != text:
         raise _Failed(f"the job's store {launch.prefix} gave back other bytes than were written")
 
@@ -131,7 +132,8 @@ def _check_disk(places: tuple[Path, ...], min_free_bytes: int) -> None:
     for place in places:
         free = shutil.disk_usage(place).free
         if free < min_free_bytes:
-            raise _Failed(f"{place} has {free >> 20} MiB free; {min_free_bytes >> 20} MiB are needed. Fix: free space, or move the state directory")
+            found = f"{place} has {free >> 20} MiB free; {min_free_bytes >> 20} MiB are needed"
+            raise _Failed(f"{found}. Fix: free space, or move the state directory")
 
 
 def _check_versions(versions: dict[str, str]) -> None:

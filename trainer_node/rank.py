@@ -61,7 +61,7 @@ def run_rank(launch: RankLaunch, descriptors: RankDescriptors, plan: Callable[[R
         channel.beat("setup", 0)
         _run_plan(launch, descriptors.listener, channel, plan)
         code = PLAN_FINISHED
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  whatever it was, the agent hears of it
         code, message = exit_of(error)
         if code == LEFT:
             print(f"rank {launch.rank}: {error}", file=sys.stderr)
@@ -85,7 +85,7 @@ def exit_of(error: BaseException) -> tuple[int, str]:
     if isinstance(error, PeerLost) or is_collective_error(error):
         return PEER_LOST, f"Another rank ended: {_one_line(error)}"
     if _is_memory_error(error):
-        return MEMORY, f"Out of memory: {_one_line(error)} Fix: a smaller training.micro_batch_size or training.max_length, or more processes."
+        return MEMORY, f"Out of memory: {_one_line(error)} Fix: lower training.micro_batch_size or training.max_length, or more processes."
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return STORAGE, f"Storage failed: {_one_line(error)}"
     if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
@@ -110,7 +110,7 @@ def _take_over(launch: RankLaunch, log: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     node_dir = Path(launch.node_dir)
-    _stacks = stack_file(node_dir, launch.rank).open("a", buffering=1)  # noqa: SIM115
+    _stacks = stack_file(node_dir, launch.rank).open("a", buffering=1)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, file=_stacks, all_threads=True)
     with contextlib.suppress(OSError):

@@ -5,9 +5,9 @@ Run as `python -P -m luthier.trainer_node.zygote DIR [--device cpu|cuda] [--idle
 start exits 0 at once. It runs no tensor operation, opens no CUDA context and starts no thread, so that a fork is safe; it holds no
 job data. It outlives controllers and agents, kills the ranks of an agent whose connection closes, and goes away when idle.
 
-Protocol, in JSON lines over a unix stream socket, same user only: `{"op": "fork", "id": n, "launch": RankLaunch}` with four descriptors
-(channel, lifeline, log, listener or /dev/null); answers `{"id": n, "pid": p}` with a pidfd, and later `{"id": n, "pid": p, "status": s}` with the
-status of waitpid.
+Protocol, in JSON lines over a unix stream socket, same user only: `{"op": "fork", "id": n, "launch": RankLaunch}` with four
+descriptors (channel, lifeline, log, listener or /dev/null); answers `{"id": n, "pid": p}` with a pidfd, and later
+`{"id": n, "pid": p, "status": s}` with the status of waitpid.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     environment = zygote_environment(os.environ, home, options.device)
     if dict(os.environ) != environment:  # libraries read it when they load: start again with it (the lock closes and is taken again)
         command = [sys.executable, "-P", "-m", "luthier.trainer_node.zygote", str(options.dir), "--device", options.device]
-        os.execve(sys.executable, [*command, "--idle-seconds", str(options.idle_seconds)], environment)
+        os.execve(sys.executable, [*command, "--idle-seconds", str(options.idle_seconds)], environment)  # noqa: S606
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _redirect(home)
@@ -210,7 +210,7 @@ class Zygote:
             if not has_listener:
                 os.close(6)
             self._run_rank(launch, RankDescriptors(channel=3, lifeline=4, log=5, listener=6 if has_listener else None))
-        except BaseException:
+        except BaseException:  # noqa: BLE001  this process must end here
             traceback.print_exc()
         finally:
             os._exit(70)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 import signal
 import sys
@@ -70,8 +71,12 @@ def _environment(context: RankContext, argument: str) -> None:
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "GREETING")
     print("env", {name: os.environ.get(name) for name in names})
-    print("process", os.getsid(0) == os.getpid(), Path.cwd().name, torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
-    print("descriptors", sorted({os.readlink(f"/proc/self/fd/{fd}").split(":")[0] for fd in range(7) if Path(f"/proc/self/fd/{fd}").exists()}))
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    print("process", os.getsid(0) == os.getpid(), Path.cwd().name, torch.get_num_threads(), ignored)
+    kinds = {
+        os.readlink(f"/proc/self/fd/{number}").partition(":")[0] for number in range(64) if Path(f"/proc/self/fd/{number}").is_symlink()
+    }
+    print("descriptors", json.dumps(sorted(kinds)))
 
 
 def _raise(context: RankContext, argument: str) -> None:

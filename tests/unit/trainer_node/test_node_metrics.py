@@ -72,7 +72,8 @@ def test_names_follow_the_conventions(metric: object) -> None:
 def test_the_minimum_catalogue_is_there() -> None:
     """What dashboards and alerts of every installation may rely on."""
     wanted = (
-        "steps_total tokens_total step_duration_seconds phase_seconds_total loss eval_loss learning_rate grad_norm mfu_ratio tokens_per_second "
+        "steps_total tokens_total step_duration_seconds phase_seconds_total loss eval_loss learning_rate grad_norm mfu_ratio "
+        "tokens_per_second "
         "gpu_memory_bytes checkpoint_save_seconds checkpoint_last_success_timestamp_seconds checkpoint_bytes restarts_total "
         "nonfinite_steps_total wall_seconds_total"
     )

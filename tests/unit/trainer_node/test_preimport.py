@@ -51,7 +51,7 @@ def groups() -> ModuleType:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_zero_runs_beside_stale_build_locks_without_importing_or_building(stack: Path, groups: ModuleType, tmp_path: Path, stage: int) -> None:
+def test_zero_runs_beside_stale_locks_without_importing_or_building(stack: Path, groups: ModuleType, tmp_path: Path, stage: int) -> None:
     """Two ranks initialise DeepSpeed and make steps within seconds; every module was imported before the fork; no op was built."""
 
     async def job() -> list[int]:

@@ -111,10 +111,8 @@ async def test_a_rank_has_its_own_session_folder_environment_and_descriptors(scr
     assert 0 == end.code
     assert "process True n0 2 True\n" in log
     assert "'GREETING': 'hello'" in log and "'GLOO_SOCKET_IFNAME': 'lo'" in log and "'RANK': '0'" in log and "'LOCAL_SIZE': '1'" in log
-    opened = log.partition("descriptors ")[2].splitlines()[0]
-    assert sorted(["/dev/null", str(directory / "logs" / "rank-0.log"), str(directory / "logs" / "rank-0.stacks"), "pipe", "socket"]) == eval(  # noqa: S307
-        opened, {}
-    )
+    own = [str(directory / "logs" / f"rank-0.{name}") for name in ("log", "stacks")]
+    assert sorted(["/dev/null", *own, "pipe", "socket"]) == json.loads(log.partition("descriptors ")[2].splitlines()[0])
     assert "threads ['MainThread', 'lifeline']\n" in log
 
 
@@ -223,7 +221,8 @@ def test_a_second_start_exits_0_at_once(own_zygote: tuple[Path, subprocess.Popen
     """Whoever starts a zygote where one lives does no harm and loses no time importing."""
     base, process = own_zygote
     started = time.monotonic()
-    second = subprocess.run([sys.executable, "-P", "-m", "luthier.trainer_node.zygote", str(base), "--detach"], timeout=SECONDS, check=False)
+    command = [sys.executable, "-P", "-m", "luthier.trainer_node.zygote", str(base), "--detach"]
+    second = subprocess.run(command, timeout=SECONDS, check=False)
 
     assert 0 == second.returncode
     assert time.monotonic() - started < 5
