@@ -189,8 +189,11 @@ class AsyncArtifacts:
     ) -> tuple[Path, ...]:
         """Download an artifact's files into a directory and verify every digest. Files that are there already are kept.
 
+        `job` is a job's name, or the resource name of an artifact, `jobs/{job}/artifacts/{artifact}`.
         Raises `NotFound` when the job has no such artifact, `LuthierError` when a file does not match its digest.
         """
+        job, _, named = job.partition("/artifacts/")
+        artifact = named or artifact
         found = None
         names = []
         async for candidate in self.list(job):
