@@ -31,7 +31,8 @@ class Stored:
 
     fenced: str = ""
     acked: int = 0
-    kinds: tuple[str, ...] = ()
+    facts: tuple[pb.Fact, ...] = ()
+    """Those that were new."""
 
 
 def _open_attempt(tx: Transaction, hello: pb.Hello) -> tuple[JobRecord, AttemptRecord] | str:
@@ -113,7 +114,7 @@ def _lose_ranks(tx: Transaction, job: JobRecord, attempt: AttemptRecord, node: N
 
 def store_messages(tx: Transaction, hello: pb.Hello, requests: Sequence[pb.AttachRequest]) -> Stored:
     """Store facts and readiness in the order in which they came; nothing of an incarnation that is not the newest."""
-    acked, kinds = 0, []
+    acked, facts = 0, []
     for request in requests:
         found = _open_attempt(tx, hello)
         if isinstance(found, str):
@@ -131,8 +132,8 @@ def store_messages(tx: Transaction, hello: pb.Hello, requests: Sequence[pb.Attac
             continue  # sent again because its acknowledgement was lost
         apply_fact(tx, job, attempt, node, fact)
         tx.update_node(job.uid, attempt.number, node.index, acked=fact.sequence)
-        kinds.append(fact.WhichOneof("fact") or "unknown")
-    return Stored(acked=acked, kinds=tuple(kinds))
+        facts.append(fact)
+    return Stored(acked=acked, facts=tuple(facts))
 
 
 def _store_ready(tx: Transaction, attempt: AttemptRecord, node: NodeRecord, ready: pb.Ready) -> None:

@@ -98,6 +98,7 @@ def apply_fact(tx: Transaction, job: JobRecord, attempt: AttemptRecord, node: No
     time = min(tx.now, tx.now - fact.age.ToNanoseconds() / 1e9)
     scene = _Scene(tx, job, attempt, generation, newest, node, fact.fence, time)
     kind = fact.WhichOneof("fact")
+    # Section times are numbers only: the caller counts them.
     if kind is not None and (handler := _HANDLERS.get(kind)) is not None:
         handler(scene, getattr(fact, kind))
 
@@ -129,11 +130,6 @@ def _rank_exited(scene: _Scene, fact: pb.RankExited) -> None:
         message = fact.message or ("was silent for too long and was killed" if fact.hung else f"exit code {fact.code}")
         details = {"rank": fact.rank, "code": fact.code, "section": fact.section, "step": fact.step, "hung": fact.hung}
         scene.event("RANK_ENDED", f"rank {fact.rank} ended: {message}", severity="error", details=details)
-
-
-def _section_times(scene: _Scene, fact: pb.SectionTimes) -> None:
-    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(fact.seconds.items()))
-    scene.event("SECTION_TIMES", parts, details=dict(fact.seconds))
 
 
 def _phase_started(scene: _Scene, fact: pb.PhaseStarted) -> None:
@@ -304,7 +300,6 @@ def _note(scene: _Scene, fact: pb.Note) -> None:
 
 _HANDLERS: dict[str, Any] = {
     "rank_exited": _rank_exited,
-    "section_times": _section_times,
     "phase_started": _phase_started,
     "phase_done": _phase_done,
     "checkpoint_committed": _checkpoint_committed,

@@ -49,7 +49,12 @@ class ControllerMetrics:
         )
         self.nodes_attached = Gauge("luthier_nodes_attached", "Nodes with an open stream.", registry=registry)
         self.facts = Counter("luthier_facts_total", "Facts of nodes that were stored, by kind.", ["kind"], registry=registry)
-        self.grpc_started = Counter("grpc_server_call_started_total", "RPCs that started (gRFC A66).", ["grpc_method"], registry=registry)
+        self.sections = Counter(
+            "luthier_section_seconds_total",
+            "Time that nodes spent by section of their work, over all jobs.",
+            ["section"],
+            registry=registry,
+        )
         self.grpc_duration = Histogram(
             "grpc_server_call_duration_seconds",
             "End-to-end time of RPCs (gRFC A66); streams count until they end.",

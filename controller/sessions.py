@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,8 @@ _HELLO_SECONDS = 10.0
 _PENDING = 1_000
 """Messages of one stream that may wait for the database; then the stream waits."""
 _LOG_BYTES = 256 * 1024
+_SECTIONS = ("setup", "step", "checkpoint", "shard", "evaluate", "waiting")
+"""What a node may report times of: a bounded set, since it becomes a label."""
 
 
 @dataclass(frozen=True)
@@ -245,12 +247,18 @@ class Sessions(pb_grpc.NodeServiceServicer):
                 return
             if stored.acked:
                 session.say(pb.AttachResponse(ack=pb.Ack(sequence=stored.acked)))
-            for kind in stored.kinds:
-                self._metrics.facts.labels(kind).inc()
+            self._count(stored.facts)
             self._on_change(session.hello.job_uid)
         if chunks:
             ends = await asyncio.to_thread(self._append, session, chunks)
             session.say(pb.AttachResponse(ack=pb.Ack(logs=ends)))
+
+    def _count(self, facts: Iterable[pb.Fact]) -> None:
+        for fact in facts:
+            self._metrics.facts.labels(fact.WhichOneof("fact") or "unknown").inc()
+            for section, seconds in fact.section_times.seconds.items():
+                if section in _SECTIONS and seconds > 0:
+                    self._metrics.sections.labels(section).inc(seconds)
 
     def _append(self, session: _Session, chunks: list[pb.LogChunk]) -> list[pb.Ack.LogOffset]:
         """In a worker thread: append and tell how far each stream is stored."""
