@@ -24,6 +24,10 @@ __all__ = ["ArtifactDirectory", "Artifacts", "artifact_from_json", "artifact_to_
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
+def _slug(name: str) -> str:
+    return _SLUG.sub("-", name.lower()).strip("-") or "output"
+
+
 @dataclass(frozen=True)
 class ArtifactDirectory:
     """Where a phase writes (`methods.api.ArtifactWriter`)."""
@@ -40,8 +44,7 @@ class Artifacts:
 
     def place(self, index: int, name: str) -> Path:
         """Directory of the output of phase `index`."""
-        slug = _SLUG.sub("-", name.lower()).strip("-") or "output"
-        return self._prefix / "phases" / self._fence / f"{index}-{slug}"
+        return self._prefix / "phases" / self._fence / f"{index}-{_slug(name)}"
 
     def begin(self, index: int, name: str) -> ArtifactDirectory:
         """An empty directory for phase `index`."""
@@ -53,7 +56,8 @@ class Artifacts:
     def commit(
         self, directory: Path, name: str, kind: str, metrics: Mapping[str, float], samples: Sequence[Mapping[str, str]] = ()
     ) -> Artifact:
-        """Make the directory durable and name it. Raises `StorageError`."""
+        """Make the directory durable and name it, so that the name can stand in `job://JOB/NAME`. Raises `StorageError`."""
+        name = _slug(name)
         digest = seal(directory, {"name": name, "kind": kind, "metrics": dict(metrics)})
         return Artifact(name, kind, digest, str(directory.relative_to(self._prefix)), dict(metrics), tuple(dict(s) for s in samples))
 
