@@ -141,7 +141,8 @@ def _stands(job: Job) -> list[str]:
         lines.append(("expected start", _when(pb.waiting.estimated_start_time)))
     if pb.HasField("progress"):
         lines.append(("device", progress.device))
-        steps = f"{progress.phase}, step {progress.step} of {progress.total_steps or '?'}, {progress.fraction * 100:.0f} % of the plan"
+        step = f", step {progress.step} of {progress.total_steps or '?'}" if progress.step else ""
+        steps = f"{progress.phase}{step}, {progress.fraction * 100:.0f} % of the plan"
         lines.append(("progress", steps))
         lines.append(("held-out loss", number(progress.eval_loss) if progress.HasField("eval_loss") else ""))
     if pb.budget_used:

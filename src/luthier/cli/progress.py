@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.cli import messages
 from luthier.cli.output import duration, number
+from luthier.client.record import ENDED
 
 if TYPE_CHECKING:
     from luthier.client import Client, Job
@@ -55,7 +56,7 @@ def line_of(job: job_pb2.Job) -> str:
         parts += [f"{name} {number(value)}" for name, value in sorted(job.result.metrics.items())][:6]
     elif job.HasField("progress"):
         parts.append(progress.phase)
-        if progress.step or progress.total_steps:
+        if progress.step or (progress.total_steps and not progress.HasField("loss")):
             parts.append(f"step {progress.step}/{progress.total_steps or '?'}")
         if progress.HasField("loss"):
             parts.append(f"loss {number(progress.loss)}")
@@ -73,15 +74,17 @@ class _Lines:
         self._width = max(map(len, names), default=0)
         self._seen: dict[str, tuple[Any, ...]] = {}
         self._printed: dict[str, float] = {}
+        self._lines: dict[str, str] = {}
 
     def update(self, job: job_pb2.Job) -> None:
         name = job.name.rpartition("/")[2]
         key = (job.state, job.waiting.reason, job.progress.phase, job.progress.phase_index)
-        now = time.monotonic()
-        if key == self._seen.get(name) and now - self._printed[name] < _LINE_SECONDS:
+        now, line = time.monotonic(), line_of(job)
+        settled = key == self._seen.get(name) and (_state(job) in ENDED or now - self._printed[name] < _LINE_SECONDS)
+        if settled or line == self._lines.get(name):
             return
-        self._seen[name], self._printed[name] = key, now
-        messages.note(f"{name:<{self._width}}  {line_of(job)}")
+        self._seen[name], self._printed[name], self._lines[name] = key, now, line
+        messages.note(f"{name:<{self._width}}  {line}")
 
     def close(self) -> None:
         return
@@ -152,7 +155,7 @@ def follow(
     """
     import contextlib
 
-    from luthier.client.record import ENDED, job_id_of
+    from luthier.client.record import job_id_of
     from luthier.errors import DeadlineExceeded, JobNotFound
 
     wanted = ENDED | set(states)

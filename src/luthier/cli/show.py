@@ -75,7 +75,7 @@ def _table(jobs: list[Job], *, wide: bool) -> None:
     for job in jobs:
         pb = job.pb
         progress = pb.progress
-        step = f"{progress.step}/{progress.total_steps}" if progress.total_steps else "-"
+        step = f"{progress.step}/{progress.total_steps}" if progress.step else "-"
         row = [job.name, job.state, pb.spec.method.name, step]
         row += [output.number(progress.loss if progress.HasField("loss") else None), output.age(pb.create_time, now)]
         if wide:
