@@ -149,7 +149,6 @@ def _phase_started(scene: _Scene, fact: pb.PhaseStarted) -> None:
         total_steps=fact.total_steps,
         start_step=fact.start_step,
         device=fact.device,
-        time=scene.time,
     )
     scene.job = scene.tx.update_job(scene.job.uid, progress=progress)
     if scene.job.state in _CHARGED:

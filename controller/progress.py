@@ -67,7 +67,7 @@ class Pace:
 
 
 def after_phase_started(
-    job: JobRecord, *, index: int, kind: str, title: str, total_steps: int, start_step: int, device: str, time: float
+    job: JobRecord, *, index: int, kind: str, title: str, total_steps: int, start_step: int, device: str
 ) -> dict[str, Any]:
     """Progress at the start of a phase."""
     progress = {k: v for k, v in job.progress.items() if k != "eta"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.controller.builders import NOW, SPEC, attempt, generation, job, node, rank_end, seen, view
 
 from luthier.controller.actions import (
     Action,
@@ -29,7 +30,6 @@ from luthier.controller.executors.api import NodeObservation
 from luthier.controller.store.records import JobState, NodeRecord
 from luthier.controller.store.states import is_legal
 from luthier.controller.view import Timers, View
-from tests.unit.controller.builders import NOW, SPEC, attempt, generation, job, node, rank_end, seen, view
 
 S = JobState
 EXAMPLES = int(os.environ.get("LUTHIER_DECIDE_EXAMPLES", "200"))

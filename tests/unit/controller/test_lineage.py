@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.unit.controller.builders import generation
+
 from luthier.controller.lineage import choose, fence_name, start_place
 from luthier.controller.store.records import GenerationRecord
-from tests.unit.controller.builders import generation
 
 
 def candidate(attempt: int, number: int, step: int, phase: int = 0) -> dict[str, Any]:
