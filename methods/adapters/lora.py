@@ -14,6 +14,7 @@ number of ranks or the order of construction.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import math
@@ -86,12 +87,11 @@ class Lora:
             directory.mkdir(parents=True, exist_ok=True)
             adapter = get_peft_model_state_dict(net, state_dict=weights, save_embedding_layers=False)
             save_file(adapter, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-            config = net.peft_config["default"]
-            trained, config.inference_mode = config.inference_mode, True
-            try:
-                config.save_pretrained(str(directory))
-            finally:
-                config.inference_mode = trained
+            config = copy.deepcopy(net.peft_config["default"])
+            config.inference_mode = True
+            if isinstance(config, LoraConfig) and isinstance(config.target_modules, set):
+                config.target_modules = sorted(config.target_modules)  # equal results have equal files
+            config.save_pretrained(str(directory))
         return Export(kind="adapter")
 
 

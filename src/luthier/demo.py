@@ -90,11 +90,11 @@ def _signals() -> Iterator[None]:
 
 
 def _run(seed: int, state_dir: Path, started: float) -> int:
+    from luthier.cli import progress
     from luthier.client import Client
 
-    print(
-        f"Luthier demo: a tiny language model from nothing, then a new skill with LoRA on two nodes.\n\n  state    {state_dir}", flush=True
-    )
+    print("Luthier demo: a tiny language model from nothing, then a new skill with LoRA on two nodes.\n")
+    print(f"  state    {state_dir}", flush=True)
     with Controller.start(state_dir) as controller:
         print(f"  service  {controller.address}, log {controller.log}", flush=True)
         with Client(controller.address, token=controller.token, state_dir=state_dir) as client:
@@ -106,10 +106,11 @@ def _run(seed: int, state_dir: Path, started: float) -> int:
             print(f"  device   {_device(client)}\n", flush=True)
             jobs = client.jobs.submit(pipeline, suffix=str(number))
             try:
-                return _follow(client, jobs, world, directory, started)
+                ended = progress.follow(client, [job.name for job in jobs], timeout_seconds=_RUN_SECONDS)
             except BaseException:
                 _cancel(client, jobs)
                 raise
+            return _report(client, list(ended.values()), world, directory, started)
 
 
 def _free_number(client: Client) -> int:
@@ -126,21 +127,20 @@ def _device(client: Client) -> str:
     return f"CPU, gloo between the two ranks of the tuning: {found} was found, and every rank would need one of its own"
 
 
-def _follow(client: Client, jobs: Sequence[Job], world: World, directory: Path, started: float) -> int:
+def _report(client: Client, jobs: Sequence[Job], world: World, directory: Path, started: float) -> int:
     from luthier.cli import messages, progress
 
-    base, tune = (job.name for job in jobs)
-    ended = progress.follow(client, [base, tune], timeout_seconds=_RUN_SECONDS)
-    failed = [job for job in ended.values() if job.state != "SUCCEEDED"]
+    failed = [job for job in jobs if job.state != "SUCCEEDED"]
     if failed:
-        progress.report(failed[:1])  # the second one failed because of the first
-        messages.hint(f"look around with: luthier up --state-dir {directory.parent}, then luthier describe {failed[0].name}")
+        progress.report(failed[:1])  # a second one failed because of the first
+        messages.hint(f"look around with `luthier up --state-dir {directory.parent}`, then `luthier describe {failed[0].name}`")
         return 1
+    tune = jobs[-1]
     adapter = directory / "adapter"
-    client.artifacts.pull(f"jobs/{tune}/artifacts/result", adapter)
-    picture = _plot(client, tune, directory)
-    print(render(ended[tune], world, directory=directory, adapter=adapter, picture=picture, seconds=time.monotonic() - started), flush=True)
-    missed = shortcomings(ended[tune])
+    client.artifacts.pull(tune.name, adapter)
+    picture = _plot(client, tune.name, directory)
+    print(render(tune, world, directory=directory, adapter=adapter, picture=picture, seconds=time.monotonic() - started), flush=True)
+    missed = shortcomings(tune)
     for why in missed:
         messages.problem(
             "the tuned model is not what it should be",

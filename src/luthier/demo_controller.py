@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import LuthierError, Unavailable
+from luthier.errors import Unavailable
 
 __all__ = ["Controller"]
 
@@ -37,17 +37,17 @@ class Controller:
         """Start a controller on `state_dir` and end it on leaving. Raises `LuthierError` with its last words when it does not start."""
         state_dir.mkdir(parents=True, exist_ok=True)
         log = state_dir / "controller.log"
-        _refuse_second(state_dir)
         command = [sys.executable, "-P", "-m", "luthier.cli", "up", "--listen", "127.0.0.1:0", "--state-dir", str(state_dir)]
         # Another controller's address or token in the environment is none of the demo's business.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LUTHIER_")}
         with log.open("ab") as output:
+            begin = output.tell()
             # A session of its own: Ctrl-C is for the demo, which ends the jobs first and the controller last.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
             )
         try:
-            yield _reachable(process, state_dir, log)
+            yield _reachable(process, state_dir, log, begin)
         finally:
             _end(process)
 
@@ -60,33 +60,14 @@ def _endpoint(state_dir: Path) -> dict[str, Any]:
         return {}
 
 
-def _refuse_second(state_dir: Path) -> None:
-    """One controller for a state directory: say so before a second one is started."""
-    pid = int(_endpoint(state_dir).get("pid", 0))
-    if pid and _is_controller(pid, state_dir):
-        raise LuthierError(
-            f"a controller already runs on {state_dir} (process {pid})",
-            fix=f"wait for the other demo, end it with `kill {pid}`, or choose another directory with --state-dir",
-        )
-
-
-def _is_controller(pid: int, state_dir: Path) -> bool:
-    """Whether the process is a `luthier up` on the state directory, and not a stranger with a number that was used again."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return b"up" in words and os.fsencode(state_dir) in words
-
-
-def _reachable(process: subprocess.Popen[bytes], state_dir: Path, log: Path) -> Controller:
+def _reachable(process: subprocess.Popen[bytes], state_dir: Path, log: Path, begin: int) -> Controller:
     """Wait for the endpoint file of this very process."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise Unavailable(
-                f"the controller ended while starting (exit code {process.returncode}):\n{_last_lines(log)}",
-                fix=f"read {log}; if the state directory is damaged, remove {state_dir} and run the demo again",
+                f"the controller ended while starting (exit code {process.returncode}):\n{_last_lines(log, begin)}",
+                fix=f"follow the controller's advice, or choose another directory with --state-dir (log: {log})",
             )
         found = _endpoint(state_dir)
         if found.get("pid") == process.pid:
@@ -95,22 +76,21 @@ def _reachable(process: subprocess.Popen[bytes], state_dir: Path, log: Path) -> 
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
     raise Unavailable(
-        f"the controller was not ready after {_START_SECONDS:g} s:\n{_last_lines(log)}", fix="run the demo when the machine is less busy"
+        f"the controller was not ready after {_START_SECONDS:g} s:\n{_last_lines(log, begin)}",
+        fix="run the demo when the machine is less busy",
     )
 
 
-def _last_lines(log: Path, count: int = 12) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-count:]
+def _last_lines(log: Path, begin: int, count: int = 12) -> str:
+    """The end of what was written since byte `begin`: earlier runs use the same file."""
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()[-count:]
     return "\n".join(f"    {line}" for line in lines)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL for one that does not hear it."""
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Ctrl-C ends a controller with its helpers; once more if it waits for jobs, and SIGKILL for one that hears nothing."""
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
+        if process.poll() is None:
+            process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)

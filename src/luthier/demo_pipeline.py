@@ -23,6 +23,7 @@ data:
 training:
   batch_size: 16
   max_length: 64
+  threads_per_rank: 1  # so small a model gains nothing from a second core
   epochs: 10
   optimizer: {learning_rate: 2e-3}
 ---
@@ -36,6 +37,7 @@ data:
 training:
   batch_size: 32
   max_length: 64
+  threads_per_rank: 1
   epochs: 10
   zero_stage: 2
   optimizer: {learning_rate: 2e-3}

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["open_with_peft", "render", "shortcomings"]
 
 
+BEGIN = "<|bos|>"
+"""The tokenizer writes it by itself."""
+
+
 def render(job: Job, world: World, *, directory: Path, adapter: Path, picture: Path, seconds: float) -> str:
     """The whole report of a tuning that succeeded."""
     result = _result(job)
@@ -45,7 +49,7 @@ def render(job: Job, world: World, *, directory: Path, adapter: Path, picture: P
         "",
         "Open it with plain peft:",
         "",
-        *(f"    {line}" for line in open_with_peft(adapter, _plain(result.samples[0].prompt))),
+        *(f"    {line}" for line in open_with_peft(adapter, result.samples[0].prompt)),
         "",
         "Look around by hand (the first line in a terminal of its own):",
         "",
@@ -64,13 +68,12 @@ def render(job: Job, world: World, *, directory: Path, adapter: Path, picture: P
 
 
 def open_with_peft(adapter: Path, prompt: str) -> list[str]:
-    """Three lines of Python that answer `prompt` with the adapter, using transformers and peft alone."""
-    question = [{"role": "user", "content": prompt}]
-    chat = f"tokenizer.apply_chat_template({question}, add_generation_prompt=True, return_dict=True, return_tensors='pt')"
+    """Three lines of Python that answer `prompt` (with its special tokens) with the adapter, using transformers and peft alone."""
+    question = f"tokenizer({prompt.removeprefix(BEGIN)!r}, return_tensors='pt')"
     return [
-        "from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer",
-        f"path = {str(adapter)!r}; model, tokenizer = AutoPeftModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)",
-        f"print(tokenizer.decode(model.generate(**{chat}, max_new_tokens=24)[0], skip_special_tokens=True))",
+        f"from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer; path = {str(adapter)!r}",
+        "model, tokenizer = AutoPeftModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)",
+        f"print(tokenizer.decode(model.generate(**{question}, max_new_tokens=24)[0]))",
     ]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import cast
@@ -17,7 +15,7 @@ from luthier.client.sync import Job
 from luthier.demo_controller import Controller
 from luthier.demo_pipeline import PIPELINE, write_pipeline
 from luthier.demo_report import open_with_peft, render, shortcomings
-from luthier.errors import LuthierError, Unavailable
+from luthier.errors import Unavailable
 from luthier.spec.yaml import load_file
 from luthier.v1 import job_pb2
 from luthier.world import make_world, write_world
@@ -72,7 +70,10 @@ def test_report_shows_numbers_samples_and_places(tmp_path: Path) -> None:
     assert "  Write a card for Ada: pet and craft.\n    expected  e\n    before    b\n    after     card of Ada\n" in text
     assert "Cy" not in text
     assert f"Adapter:     {tmp_path / 'a'}\nLoss curve:  {tmp_path / 'c.png'}\n" in text
-    assert all(f"    {line}\n" in text for line in open_with_peft(tmp_path / "a", "Write a card for Ada: pet and craft."))
+    assert all(
+        f"    {line}\n" in text
+        for line in open_with_peft(tmp_path / "a", "<|bos|><|user|>Write a card for Ada: pet and craft.<|assistant|>")
+    )
     assert "The demo took 83 s." in text
 
 
@@ -93,24 +94,12 @@ def test_acceptance(before: float, after: float, missed: list[str]) -> None:
     assert [f"exact match {word} tuning is" in text for word, text in zip(missed, found, strict=True)] == [True] * len(missed)
 
 
-def test_a_running_controller_is_not_disturbed(tmp_path: Path) -> None:
-    """A live `luthier up` on the state directory is refused with its process id and the way out; a dead or foreign one is not."""
-    sleeper = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", "up", str(tmp_path)]
-    with subprocess.Popen(sleeper, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        (tmp_path / "endpoint.json").write_text(json.dumps({"pid": process.pid}))
-        message = rf"already runs on {tmp_path} \(process {process.pid}\).*kill {process.pid}"
-        with pytest.raises(LuthierError, match=message), Controller.start(tmp_path):
-            raise AssertionError("it was started")
-        process.communicate()
-    assert not (tmp_path / "controller.log").exists()
-
-
 def test_a_controller_that_does_not_start_shows_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exit code and the log of a controller that ends while starting are part of the error."""
     monkeypatch.setattr(sys, "executable", str(_script(tmp_path / "python", "echo cannot do it; exit 3")))
-    with pytest.raises(Unavailable, match=r"exit code 3\):\n    cannot do it"), Controller.start(tmp_path / "state"):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "controller.log").write_text("an earlier run\n")
+    with pytest.raises(Unavailable, match=r"exit code 3\):\n    cannot do it Fix"), Controller.start(tmp_path / "state"):
         raise AssertionError("it was started")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ def test_export_opens_in_plain_peft_with_equal_logits(base: Path, net: LlamaForC
     assert export.kind == "adapter"
     assert torch.equal(expected, logits(PeftModel.from_pretrained(open_model(base), tmp_path / "out")))
     assert torch.equal(expected, logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")))
+    named = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert sorted(named["target_modules"]) == named["target_modules"]
+    assert str(base) == named["base_model_name_or_path"]
     assert {"adapter_config.json", "adapter_model.safetensors"} == {p.name for p in (tmp_path / "out").iterdir()}
 
 
