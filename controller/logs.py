@@ -239,11 +239,13 @@ def _read_lines(path: Path, offset: int, flush: bool) -> bytes:
     except FileNotFoundError:
         return b""
     end = data.rfind(b"\n") + 1
+    if flush and len(data) < CHUNK_BYTES:
+        return data
     if end:
         return data[:end]
     if len(data) == CHUNK_BYTES:
         return data[: _character_boundary(data)]
-    return data if flush else b""
+    return b""
 
 
 def _character_boundary(data: bytes) -> int:

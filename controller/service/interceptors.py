@@ -194,7 +194,7 @@ class Authentication:
 class DeadlineCap:
     """Unary calls end after 30 s at the latest, and are not begun when their deadline has passed."""
 
-    seconds: float = UNARY_SECONDS
+    seconds: float
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         if call.streaming:
@@ -214,7 +214,7 @@ class DeadlineCap:
 
 def standard_layers(authenticator: Authenticator, drain: Drain, observer: CallObserver | None = None) -> tuple[Layer, ...]:
     """The layers of every Luthier server."""
-    return correlation, AccessLog(observer), ErrorMapping(drain), Authentication(authenticator), DeadlineCap()
+    return correlation, AccessLog(observer), ErrorMapping(drain), Authentication(authenticator), DeadlineCap(UNARY_SECONDS)
 
 
 # --- the one gRPC interceptor ----------------------------------------------------------------------------------------

@@ -107,13 +107,17 @@ class ApiServer:
             self._logs.notify(uid)
 
     async def drain(self, grace_seconds: float = 5.0, *, notice_seconds: float = 0.0) -> None:
-        """Health to NOT_SERVING, wait `notice_seconds` for balancers, end streams with UNAVAILABLE, finish unary calls, stop."""
+        """Health to NOT_SERVING, wait `notice_seconds` for balancers, end streams with UNAVAILABLE, finish unary calls, stop.
+
+        May be called again.
+        """
         await self._health.enter_graceful_shutdown()
         if notice_seconds:
             await asyncio.sleep(notice_seconds)
         self._drain.start()
         await self._server.stop(grace_seconds)
-        self._stop_listening()
+        stop_listening, self._stop_listening = self._stop_listening, lambda: None
+        stop_listening()
         await self._bus.close()
         _log.info("the API is shut down")
 

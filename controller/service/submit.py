@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from luthier.controller.contents import ContentStore
@@ -37,6 +37,8 @@ class Premises:
     allow_hf: bool = False
     max_active_jobs: int = 20_000
     """Unfinished jobs of one tenant."""
+    inputs: Callable[[JobSpec], Sequence[FieldViolation]] | None = None
+    """Looks at the files that addresses name; called in a worker thread."""
 
 
 def addresses(spec: JobSpec) -> Iterator[tuple[str, str]]:
@@ -167,6 +169,10 @@ class Submitter:
                     return earlier
         draft = self._check(tenant, request, body_hash)
         await self._check_contents(draft.parsed)
+        if self._premises.inputs is not None:
+            found = list(await asyncio.to_thread(self._premises.inputs, draft.spec))
+            if found:
+                raise _together("INVALID_FIELD", found)
         if request.validate_only:
             return await self._store.read(lambda reader: self._preview(reader, draft))
         return await self._store.transact(lambda tx: self._insert(tx, draft))
