@@ -259,7 +259,8 @@ async def test_large_pages_stay_below_the_message_limit(api: Any, make_request: 
     for n in range(60):
         request.job_id = f"big-{n:02}"
         await jobs.CreateJob(request)
-    names, token, pages = [], "", 0
+    names: list[str] = []
+    token, pages = "", 0
     while True:
         page = await jobs.ListJobs(pb.ListJobsRequest(page_size=1000, page_token=token))
         names, token, pages = names + [job.name for job in page.jobs], page.next_page_token, pages + 1

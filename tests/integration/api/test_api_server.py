@@ -53,7 +53,7 @@ async def test_health_and_reflection_are_open(api: Any) -> None:
     for service in ("", "luthier.v1.JobService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
         assert health_pb2.HealthCheckResponse.SERVING == answer.status
-    reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
+    reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     call = reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     names = {service.name for service in (await call.read()).list_services_response.service}
     call.cancel()
