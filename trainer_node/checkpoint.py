@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def open_newest(context: RankContext, phase_index: int) -> tuple[Resumed | None,
         try:
             manifest = read_manifest(launch.node.prefix / ref.path, ref.digest)
             manifest.check_sizes()
-            _check_hashes(manifest, group.rank, group.world_size, lambda: context.channel.beat("checkpoint", ref.step))
+            _check_hashes(manifest, context)
             reader = FragmentReader(manifest.directory, int(manifest.content["optimizer_steps"]))
             resumed = Resumed(ref, reader, manifest.content)
         except (StorageError, KeyError, ValueError) as error:
@@ -83,10 +83,10 @@ def open_newest(context: RankContext, phase_index: int) -> tuple[Resumed | None,
     return None, rejected
 
 
-def _check_hashes(manifest: Manifest, rank: int, world_size: int, beat: Callable[[], None]) -> None:
+def _check_hashes(manifest: Manifest, context: RankContext) -> None:
     for number, file in enumerate(manifest.files):
-        if number % world_size == rank:
-            beat()
+        if number % context.group.world_size == context.group.rank:
+            context.channel.beat("checkpoint", int(manifest.content["step"]))
             if file_digest(manifest.directory / str(file["path"])) != file["sha256"]:
                 raise StorageError(f"{file['path']} is damaged: its SHA-256 is not the recorded one", where=str(manifest.directory))
 

@@ -107,7 +107,9 @@ def export_model(
     """
     kind = surgery.export(net, tensors, directory).kind
     if form == "adapter" and kind != "adapter":
-        raise ConfigurationError("there is no adapter to export: every weight was trained", where="output.form", fix="set output.form to auto")
+        raise ConfigurationError(
+            "there is no adapter to export: every weight was trained", where="output.form", fix="set output.form to auto"
+        )
 
     def check() -> None:
         assert live is not None, "rank 0 has the live logits"

@@ -62,7 +62,7 @@ def _one_batch(
     limit = getattr(lm.config, "max_position_embeddings", None) or 1 << 30
     new_tokens = max(1, min(max_new_tokens, limit - 1))
     prompts = [prompt[-(limit - new_tokens) :] for prompt in prompts]
-    rows, width = len(prompts), max(1, max(len(prompt) for prompt in prompts))
+    rows, width = len(prompts), max(1, *(len(prompt) for prompt in prompts))
     ids = torch.full((rows, width), pad_token, dtype=torch.int64)
     mask = torch.zeros(rows, width, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
@@ -78,9 +78,7 @@ def _one_batch(
     cache: Any = None
     with torch.no_grad():
         for _ in range(new_tokens):
-            output = lm(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            output = lm(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
             token = output.logits[:, -1].argmax(-1)
             finished |= torch.isin(token, end_ids)

@@ -178,9 +178,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
 class LearnedHead(nn.Linear):
     """An LM head that can turn hidden states straight into log-probabilities of given targets."""
 
-    def forward(
-        self, input: Tensor, targets: Tensor | None = None, entropy: bool = False, dtype: torch.dtype | None = None
-    ) -> Any:
+    def forward(self, input: Tensor, targets: Tensor | None = None, entropy: bool = False, dtype: torch.dtype | None = None) -> Any:
         """Logits [.., V] without targets; (logprobs [L], entropy [L] or empty) with them."""
         if targets is None:
             return super().forward(input)

@@ -83,7 +83,9 @@ def load_config(directory: Path) -> Any:
     model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
         raise DataError(
-            f"the architecture {model_type!r} is not supported", where=str(path), fix=f"use a model of type {', '.join(sorted(MODEL_TYPES))}"
+            f"the architecture {model_type!r} is not supported",
+            where=str(path),
+            fix=f"use a model of type {', '.join(sorted(MODEL_TYPES))}",
         )
     kind = CONFIG_MAPPING[model_type]
     known = set(_COMMON)
@@ -112,7 +114,8 @@ def _plain(value: Any, depth: int = 0) -> bool:
         return False
     if isinstance(value, dict):
         return all(
-            isinstance(name, str) and not name.startswith("_") and name not in _DROPPED and _plain(item, depth + 1) for name, item in value.items()
+            isinstance(name, str) and not name.startswith("_") and name not in _DROPPED and _plain(item, depth + 1)
+            for name, item in value.items()
         )
     if isinstance(value, list):
         return all(_plain(item, depth + 1) for item in value)
@@ -131,7 +134,7 @@ def weight_files(directory: Path) -> list[Path]:
         names = sorted({str(name) for name in _read_json(index, "the weight index").get("weight_map", {}).values()})
         for name in names:
             if not _SHARD.fullmatch(name):
-                raise DataError(f"the weight index names {name!r}, which is not a file of the directory", where=str(index), fix="restore the file")
+                raise DataError(f"the weight index names {name!r}, which cannot be a file here", where=str(index), fix="restore the file")
             if not (directory / name).is_file():
                 raise DataError(f"the weight file {name} is missing", where=str(directory), fix="copy the whole model directory")
         if names:
@@ -182,7 +185,9 @@ def load_network(directory: Path, *, dtype: torch.dtype, zero3: Mapping[str, Any
             )  # fmt: skip
         except Exception as error:
             # A weight of the wrong shape ends in exceptions of many kinds inside transformers.
-            raise DataError(f"the weights do not fit the configuration: {error}", where=str(directory), fix="copy the model again") from error
+            raise DataError(
+                f"the weights do not fit the configuration: {error}", where=str(directory), fix="copy the model again"
+            ) from error
     wrong = [*sorted(report["missing_keys"]), *sorted(str(key) for key in report["mismatched_keys"])]
     if wrong:
         raise DataError(

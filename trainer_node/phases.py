@@ -10,9 +10,9 @@ import contextlib
 import json
 import math
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,11 @@ class PhaseRunner:
         }  # fmt: skip
         frozen = any(not parameter.requires_grad for parameter in net.parameters())
         first = context.group.rank == 0
-        base = _Later(lambda: phase.start.digest or base_digest(self.job.model_path(phase.start))) if frozen and first else None
+        base: Callable[[], str] | None = None
+        if frozen and first:
+            # In a thread that starts at once: hashing a large base model must not delay the first step.
+            model = self.job.model_path(phase.start)
+            base = ThreadPoolExecutor(1, "base-digest").submit(lambda: phase.start.digest or base_digest(model)).result
         return Checkpoints(
             context, index, about, base=base, kept=kept_from(context) if first else [], keep_last=context.spec.faults.checkpoint.keep_last
         )
@@ -404,29 +408,6 @@ class PhaseRunner:
     def _phase_seconds(self, kind: str, started: float) -> None:
         if self.context.group.rank == 0:
             self.context.channel.gauges({f'luthier_train_phase_seconds_total{{phase="{kind}"}}': time.monotonic() - started})
-
-
-class _Later:
-    """Computes a value in a thread that starts at once: hashing a large base model must not delay the first step."""
-
-    def __init__(self, work: Callable[[], str]) -> None:
-        self._outcome: list[str] = []
-        self._error: list[Exception] = []
-        self._thread = threading.Thread(target=self._run, args=(work,), name="base-digest", daemon=True)
-        self._thread.start()
-
-    def _run(self, work: Callable[[], str]) -> None:
-        try:
-            self._outcome.append(work())
-        except Exception as error:  # raised where the value is asked for
-            self._error.append(error)
-
-    def __call__(self) -> str:
-        """The value, waiting for it if need be."""
-        self._thread.join()
-        if self._error:
-            raise self._error[0]
-        return self._outcome[0]
 
 
 def _machine() -> str:

@@ -83,7 +83,8 @@ class _Replay:
                 phase: Phase = plan.send(answer)
             except StopIteration as stop:
                 if not isinstance(stop.value, Result):
-                    raise MethodError(f"the plan returned {type(stop.value).__name__}, not a Result", where=context.spec.method.name) from None
+                    kind_of = type(stop.value).__name__
+                    raise MethodError(f"the plan returned {kind_of}, not a Result", where=context.spec.method.name) from None
                 return stop.value, index
             kind = _KINDS.get(type(phase).__name__)
             if kind is None:
@@ -229,7 +230,9 @@ def _publish(context: RankContext, directory: Path) -> None:
         return
     inputs: Mapping[str, str] = context.launch.node.inputs
     if uri not in inputs:
-        raise ConfigurationError(f"output.uri {uri!r} was not resolved to a path on this node", where="output.uri", fix="use root:relative/path")
+        raise ConfigurationError(
+            f"output.uri {uri!r} was not resolved to a path on this node", where="output.uri", fix="use root:relative/path"
+        )
     target = Path(inputs[uri])
     draft = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:

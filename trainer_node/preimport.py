@@ -44,6 +44,7 @@ MODULES: tuple[str, ...] = (
     "pyarrow.parquet",
     "luthier.trainer_node.rank",
     "luthier.trainer_node.plan",
+    "luthier.trainer_node.warm",
     "luthier.trainer_node.engine.deepspeed",
     "luthier.trainer_node.engine.plain",
 )

@@ -333,7 +333,7 @@ class DeepSpeedEngine:
 def _join_deepspeed() -> None:
     """Let DeepSpeed use the process group that exists; a single rank gets a group of one."""
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 

@@ -42,7 +42,7 @@ class PlainEngine:
         return self._steps
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self, learning_rate: float) -> StepResult:
         parameters = list(self._parameters.values())

@@ -22,11 +22,12 @@ import deepspeed  # noqa: F401
 import peft  # noqa: F401
 import torch
 import torch._dynamo
-import torch._inductor.compile_fx  # noqa: F401
+import torch._inductor.compile_fx
 import torch.distributed as dist
 from deepspeed.runtime import engine as _engine  # noqa: F401
 from transformers.models.llama import modeling_llama  # noqa: F401
 
+from luthier.trainer_node import plan, warm  # noqa: F401
 from luthier.trainer_node.group import Alone, TorchGroup
 from luthier.trainer_node.ops import refuse_builds
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.zygote
+
 STAGES = [0, 1, 2, 3]
 
 
@@ -44,6 +46,23 @@ def test_accumulation_does_not_change_the_gradient(ranks: Any, stage: int) -> No
 
     assert coarse.results[0]["losses"] == pytest.approx(fine.results[0]["losses"], abs=2e-6)
     assert coarse.results[0]["norms"] == pytest.approx(fine.results[0]["norms"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "micro_batch_size"), [(0, 1), (1, 8), (2, 1), (2, 8), (3, 1), (3, 8)])
+def test_gradient_is_normalised_by_global_counts(ranks: Any, stage: int, micro_batch_size: int) -> None:
+    """The gradient of unlike rows on two ranks equals the float64 gradient of the mean over all tokens, however rows are split."""
+    run = ranks(
+        "train_steps",
+        2,
+        engine="deepspeed",
+        stage=stage,
+        steps=1,
+        micro_batch_size=micro_batch_size,
+        max_grad_norm=0,
+        compare_gradient=True,
+    ).checked()
+
+    assert run.results[0]["gradient_error"] < 2e-6
 
 
 def test_odd_micro_batches_are_padded(ranks: Any) -> None:

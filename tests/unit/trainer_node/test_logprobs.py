@@ -20,7 +20,8 @@ def network(tied: bool = False) -> nn.Module:
         vocab_size=53, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         max_position_embeddings=64, tie_word_embeddings=tied, pad_token_id=0,
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(torch.float64)
+    net: nn.Module = LlamaForCausalLM(config)
+    return net.to(torch.float64)
 
 
 def padded_batch() -> Batch:

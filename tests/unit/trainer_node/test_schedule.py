@@ -27,7 +27,7 @@ def test_decay_ends_at_the_final_ratio(name: str) -> None:
 
 def test_midpoints() -> None:
     """Half way through the decay cosine and linear both stand at the mean of peak and final rate; constant stays."""
-    rates = {n: Schedule.make(n, 1.0, 101, 0, 0.0).rate(50) for n in ("cosine", "linear", "constant")}  # type: ignore[arg-type]
+    rates = {n: Schedule.make(n, 1.0, 101, 0, 0.0).rate(50) for n in ("cosine", "linear", "constant")}
 
     assert {"cosine": pytest.approx(0.5), "linear": pytest.approx(0.5), "constant": 1.0} == rates
     assert pytest.approx(0.5 * (1 + math.cos(math.pi / 4))) == Schedule.make("cosine", 1.0, 101, 0, 0.0).rate(25)

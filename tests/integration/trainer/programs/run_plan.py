@@ -1,6 +1,7 @@
 """Runs a whole plan, as a rank does, with a recording channel.
 
 Arguments: spec (JobSpec as JSON), inputs, store, attempt, generation, resume_from, fallbacks, journal_head (as JSON, or absent),
+poison_step (the loss of that step is infinite),
 die_at ({"rank", "step"}: kill -9 of that rank when it begins that step), say ({"rank", "step", "word", "grace"}: control word at a step).
 """
 
@@ -13,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.methods.api import Loss, Term
+from luthier.methods.objectives.nll import Nll
 from luthier.spec.models import JobSpec
 from luthier.trainer_node.context import LeaveRequested, RankContext
 from luthier.trainer_node.launch import CheckpointRef, JournalRef, NodeLaunch, RankLaunch
@@ -27,12 +30,14 @@ class Recorder:
         self.facts: list[tuple[str, dict[str, Any]]] = []
         self.rows: list[dict[str, Any]] = []
         self.first_step: float | None = None
+        self.step = -1
         self._die, self._say = arguments.get("die_at"), arguments.get("say")
         self._word, self._said, self._grace = 0, False, None
 
     def beat(self, section: str, step: int) -> None:
         if section != "step":
             return
+        self.step = step
         if step == 1 and self.first_step is None:
             self.first_step = time.monotonic()
         if self._die and self._die["rank"] == self.rank and step == self._die["step"]:
@@ -57,6 +62,19 @@ class Recorder:
         return self._grace
 
 
+def poison(channel: Recorder, step: int) -> None:
+    """Make the training loss of one step infinite."""
+    plain = Nll.__call__
+
+    def poisoned(self: Nll, models: Any, batch: Any) -> Loss:
+        loss = plain(self, models, batch)
+        if channel.step != step:
+            return loss
+        return Loss({name: Term(term.sum * float("inf"), term.count) for name, term in loss.terms.items()})
+
+    Nll.__call__ = poisoned  # type: ignore[method-assign]
+
+
 def main(group: Any, arguments: dict[str, Any], directory: Path) -> dict[str, Any]:
     started = time.monotonic()
     spec = JobSpec.model_validate(arguments["spec"])
@@ -73,9 +91,11 @@ def main(group: Any, arguments: dict[str, Any], directory: Path) -> dict[str, An
         journal_head=JournalRef(**head) if head else None,
     )  # fmt: skip
     channel = Recorder(group.rank, arguments)
+    if "poison_step" in arguments:
+        poison(channel, arguments["poison_step"])
     outcome: dict[str, Any] = {}
     try:
-        outcome["result"] = run_plan(RankContext(launch, spec, channel, group, "cpu"))  # type: ignore[arg-type]
+        outcome["result"] = run_plan(RankContext(launch, spec, channel, group, "cpu"))
     except LeaveRequested as leave:
         outcome["left"] = {"saved": leave.saved}
     outcome["seconds"] = time.monotonic() - started

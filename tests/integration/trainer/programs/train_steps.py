@@ -20,7 +20,7 @@ from luthier.methods.adapters.spec import FullParams, LoraParams
 from luthier.methods.api import Batch
 from luthier.trainer_node.engine.api import MOMENTS, WEIGHT, EngineOptions, Key
 from luthier.trainer_node.engine.parameters import parameter_groups
-from luthier.trainer_node.logprobs import PhaseModels, place
+from luthier.trainer_node.logprobs import PhaseModels, Policy, place
 
 ROWS, VOCABULARY = 16, 64
 
@@ -90,6 +90,19 @@ def merged(engine: Any, group: Any, names: list[str], shapes: dict[str, int]) ->
     return found
 
 
+def reference_gradient() -> dict[str, Tensor]:
+    """Gradient of sum of token losses / all learned tokens, in float64, row by row with a plain log_softmax."""
+    net = network("full")[0].to(torch.float64)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for ids, labels in rows():
+        log_p = torch.log_softmax(net(input_ids=ids[None]).logits[0, :-1], -1)
+        learned = labels[1:] != -100
+        total = total - log_p[learned].gather(1, labels[1:][learned][:, None]).sum()
+        count += int(learned.sum())
+    (total / count).backward()
+    return {name: p.grad.flatten() for name, p in net.named_parameters() if p.grad is not None}
+
+
 def main(group: Any, arguments: dict[str, Any], directory: Path) -> dict[str, Any]:
     options = EngineOptions(
         stage=arguments.get("stage", 0), precision=arguments.get("precision", "fp32"),
@@ -110,7 +123,7 @@ def main(group: Any, arguments: dict[str, Any], directory: Path) -> dict[str, An
         engine.load(Merged(Path(state["load"])))
     partitioned = 1.0
     if options.stage == 3:
-        partitioned = sum(p.numel() for p in net.parameters()) / sum(p.ds_numel for p in net.parameters())
+        partitioned = sum(p.numel() for p in net.parameters()) / sum(vars(p)["ds_numel"] for p in net.parameters())
     models = PhaseModels(engine.policy)
     data, size = rows(), arguments.get("micro_batch_size", 4)
     micros = [data[i : i + size] for i in range(0, ROWS, size)]
@@ -136,7 +149,7 @@ def main(group: Any, arguments: dict[str, Any], directory: Path) -> dict[str, An
             if group.rank == 0:
                 save_file({**whole, "steps": torch.tensor(engine.optimizer_steps)}, state["save"])
     whole = merged(engine, group, names, shapes)
-    gathered = {name: tensor for name, tensor in engine.gather(names)}
+    gathered = dict(engine.gather(names))
     if group.rank == 0:
         save_file(whole, directory / "state.safetensors")
         save_file({n: t.contiguous() for n, t in gathered.items() if t is not None}, directory / "gathered.safetensors")
@@ -146,10 +159,13 @@ def main(group: Any, arguments: dict[str, Any], directory: Path) -> dict[str, An
     ordinary = engine.close()
     sizes = {name: p.numel() for name, p in ordinary.named_parameters()}
     assert sizes == shapes, "closing gives the whole network back"
-    check = -PhaseModels(__import__("luthier.trainer_node.logprobs").trainer_node.logprobs.Policy(ordinary)).logprobs(
-        batch_of(data[:2])
-    ).logprobs.sum()
+    check = -PhaseModels(Policy(ordinary)).logprobs(batch_of(data[:2])).logprobs.sum()
+    error = 0.0
+    if arguments.get("compare_gradient"):  # after one step, unclipped, the first moment is a tenth of the gradient
+        ours = torch.cat([whole[f"exp_avg/{name}"] / 0.1 for name in names]).double()
+        theirs = torch.cat([reference_gradient()[name] for name in names])
+        error = float((ours - theirs).norm() / theirs.norm())
     return {
-        "losses": losses, "norms": norms, "applied": applied, "steps": arguments["steps"], "partitioned": partitioned,
+        "gradient_error": error, "losses": losses, "norms": norms, "applied": applied, "steps": arguments["steps"], "partitioned": partitioned,
         "generated": generated, "after_close": float(check.detach()), "hooks": sum(len(m._forward_hooks) for m in ordinary.modules()),
     }  # fmt: skip
