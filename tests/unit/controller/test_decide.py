@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -32,12 +32,20 @@ from luthier.controller.store.states import is_legal
 from luthier.controller.view import Timers, View
 
 S = JobState
+T = TypeVar("T")
 EXAMPLES = int(os.environ.get("LUTHIER_DECIDE_EXAMPLES", "200"))
 
 
 def of(actions: list[Action], kind: type[Any]) -> list[Any]:
     """The actions of one kind."""
     return [a for a in actions if isinstance(a, kind)]
+
+
+def only(actions: list[Action], kind: type[T]) -> T:
+    """The only action, which is of this kind."""
+    [action] = actions
+    assert isinstance(action, kind)
+    return action
 
 
 def ended(actions: list[Action]) -> str:
@@ -68,7 +76,7 @@ def test_the_gang_forms_when_every_node_is_ready() -> None:
     complete = replace(waiting, nodes=(nodes[0], node(1, formed=0)))
 
     assert decide(waiting, 9_501.0) == [WakeAt(time=9_500.0 + 600.0)]
-    [formed] = decide(complete, 9_501.0)
+    formed = only(decide(complete, 9_501.0), FormGeneration)
     assert (formed.number, formed.world_size, formed.address, formed.parent) == (1, 2, "127.0.0.1:5", "")
 
 
@@ -146,9 +154,8 @@ IN_PLACE = [
 @pytest.mark.parametrize(("end", "cause"), IN_PLACE)
 def test_an_infrastructure_end_starts_a_generation_in_place(end: Any, cause: str) -> None:
     """The generation is closed at once, the attempt stays open, and one retry of the infrastructure budget is spent."""
-    [action] = decide(view(rank_ends=(end,)), NOW)
+    action = only(decide(view(rank_ends=(end,)), NOW), EndGeneration)
 
-    assert isinstance(action, EndGeneration)
     assert (action.number, action.cause, action.changes["budget_used"]) == (1, cause, {"infra": 1})
 
 
@@ -170,8 +177,7 @@ def test_a_user_error_waits_for_the_other_nodes_but_not_for_ever() -> None:
 
     assert decide(early, NOW) == [WakeAt(time=NOW + 10.0)]
     assert moves(decide(early, NOW + 10.0)) == [S.FAILED]
-    [action] = decide(replace(early, rank_ends=(rank_end(70, 0, time=NOW), rank_end(-9, 1, time=NOW - 0.1))), NOW)
-    assert isinstance(action, EndGeneration)
+    assert only(decide(replace(early, rank_ends=(rank_end(70, 0, time=NOW), rank_end(-9, 1, time=NOW - 0.1))), NOW), EndGeneration)
 
 
 def test_a_lost_peer_is_no_cause() -> None:
@@ -179,23 +185,22 @@ def test_a_lost_peer_is_no_cause() -> None:
     alone = view(rank_ends=(rank_end(72, 0),))
 
     assert decide(alone, NOW) == []
-    [action] = decide(replace(alone, rank_ends=(rank_end(72, 0), rank_end(-9, 1))), NOW)
-    assert isinstance(action, EndGeneration)
+    action = only(decide(replace(alone, rank_ends=(rank_end(72, 0), rank_end(-9, 1))), NOW), EndGeneration)
+
     assert action.cause == "KILLED"
 
 
 def test_lost_peers_on_every_node_mean_the_network() -> None:
     """72 from every node without another cause: the network, in place."""
-    [action] = decide(view(rank_ends=(rank_end(72, 0), rank_end(72, 1))), NOW)
+    action = only(decide(view(rank_ends=(rank_end(72, 0), rank_end(72, 1))), NOW), EndGeneration)
 
-    assert isinstance(action, EndGeneration)
     assert (action.cause, action.changes["budget_used"]) == ("NETWORK", {"infra": 1})
 
 
 def test_out_of_memory_halves_the_micro_batch_once() -> None:
     """71 costs the memory budget and halves the micro-batch; the second time the job fails and says what to change."""
-    [action] = decide(view(rank_ends=(rank_end(71),), job=job(spec={**SPEC, "training": {"micro_batch_size": 8}})), NOW)
-    assert isinstance(action, EndGeneration)
+    action = only(decide(view(rank_ends=(rank_end(71),), job=job(spec={**SPEC, "training": {"micro_batch_size": 8}})), NOW), EndGeneration)
+
     assert (action.changes["micro_batch_size"], action.changes["budget_used"]) == (4, {"memory": 1})
 
     spent = decide(view(rank_ends=(rank_end(71),), job=job(micro_batch_size=4, budget_used={"memory": 1})), NOW)
@@ -217,11 +222,10 @@ def test_the_same_end_at_the_same_step_twice_is_no_accident() -> None:
     mark = {"phase": 0, "step": 12, "rank": 0, "cause": "KILLED"}
 
     assert moves(decide(view(rank_ends=(rank_end(-9),), job=job(last_end=mark)), NOW)) == [S.FAILED]
-    [action] = decide(view(rank_ends=(rank_end(-9, step=13),), job=job(last_end=mark)), NOW)
-    assert isinstance(action, EndGeneration)
+    action = only(decide(view(rank_ends=(rank_end(-9, step=13),), job=job(last_end=mark)), NOW), EndGeneration)
+
     assert action.changes["last_end"] == {**mark, "step": 13}
-    [action] = decide(view(rank_ends=(rank_end(-9, section="setup"),), job=job(last_end=mark)), NOW)
-    assert isinstance(action, EndGeneration)
+    action = only(decide(view(rank_ends=(rank_end(-9, section="setup"),), job=job(last_end=mark)), NOW), EndGeneration)
 
 
 def test_storage_twice_on_the_same_nodes_means_another_attempt() -> None:
@@ -249,8 +253,7 @@ def test_the_next_generation_waits_until_every_node_was_reaped() -> None:
     over = view(generations=(generation(end_time=NOW, end_cause="KILLED"),), nodes=(node(0, ready_after=1), node(1, ready_after=0)))
 
     assert decide(over, NOW) == [WakeAt(time=NOW + 600.0)]
-    [formed] = decide(replace(over, nodes=(node(0, ready_after=1), node(1, ready_after=1))), NOW)
-    assert isinstance(formed, FormGeneration)
+    formed = only(decide(replace(over, nodes=(node(0, ready_after=1), node(1, ready_after=1))), NOW), FormGeneration)
     assert (formed.number, formed.parent) == (2, "a1g1")
 
 
@@ -463,9 +466,8 @@ def test_an_attempt_that_was_never_launched_closes_without_nodes() -> None:
 
 def test_a_broken_dependency_fails_a_waiting_job() -> None:
     """A needed job that failed, was cancelled or deleted fails this one with cause DEPENDENCY."""
-    [failed] = decide(View(job=job(S.QUEUED, attempt=0), broken_dependency="the job base failed"), NOW)
+    failed = only(decide(View(job=job(S.QUEUED, attempt=0), broken_dependency="the job base failed"), NOW), Transition)
 
-    assert isinstance(failed, Transition)
     assert (failed.to, failed.changes["failure"]) == (S.FAILED, {"cause": "END_CAUSE_DEPENDENCY", "message": "the job base failed"})
 
 

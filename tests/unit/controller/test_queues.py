@@ -211,10 +211,11 @@ def test_every_job_that_fits_runs_in_the_end(waiting: list[Demand]) -> None:
     """When whatever started ends again, every job that fits at all gets its turn: nobody starves."""
     capacity = Slots(cpu=10, accelerators=4)
     left = {d.uid: replace(d, retry_at=None) for d in waiting}
-    for _ in range(len(waiting) + 1):
-        decision = admit(left.values(), [], {"default": capacity}, NOW)
+    decision = admit(left.values(), [], {"default": capacity}, NOW)
+    for _ in waiting:
         for uid in started(decision):
             del left[uid]
+        decision = admit(left.values(), [], {"default": capacity}, NOW)
 
     for uid in left:
         assert decision.waiting[uid].position == 0, "only a job that can never fit is left"
