@@ -181,14 +181,14 @@ def load_network(directory: Path, *, dtype: torch.dtype, zero3: Mapping[str, Any
         try:
             net, report = kind.from_pretrained(
                 None, config=config, state_dict=tensors, dtype=dtype, attn_implementation="sdpa", output_loading_info=True,
-                local_files_only=True,
+                local_files_only=True, ignore_mismatched_sizes=True,  # they are refused below, with their names
             )  # fmt: skip
         except Exception as error:
             # A weight of the wrong shape ends in exceptions of many kinds inside transformers.
             raise DataError(
                 f"the weights do not fit the configuration: {error}", where=str(directory), fix="copy the model again"
             ) from error
-    wrong = [*sorted(report["missing_keys"]), *sorted(str(key) for key in report["mismatched_keys"])]
+    wrong = [*sorted(report["missing_keys"]), *sorted(str(key[0]) for key in report["mismatched_keys"])]
     if wrong:
         raise DataError(
             f"{len(wrong)} weights of the {config.model_type} model are missing or have another shape, first {wrong[0]}",
