@@ -48,6 +48,9 @@ SERVICES: tuple[str, ...] = (
 )
 _NODE_SERVICE = "luthier.v1.NodeService"
 
+PARTIALS_KEPT_SECONDS = 7 * 24 * 3600.0
+"""Unfinished uploads may be continued for a week."""
+
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.keepalive_time_ms", 60_000),
@@ -66,13 +69,16 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 class ApiServer:
     """A gRPC server with its background parts. Listen, start, and drain in the end."""
 
-    def __init__(self, server: Any, services: tuple[str, ...], drain: Drain, bus: EventBus, logs: LogStore, store: Store) -> None:
+    def __init__(
+        self, server: Any, services: tuple[str, ...], drain: Drain, bus: EventBus, logs: LogStore, store: Store, contents: ContentStore
+    ) -> None:
         self._server = server
         self._services = services
         self._drain = drain
         self._bus = bus
         self._logs = logs
         self._store = store
+        self._contents = contents
         self._health = health.aio.HealthServicer()
         self._stop_listening: Callable[[], None] = lambda: None
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -95,6 +101,7 @@ class ApiServer:
         """Answer from now on."""
         # Loaded here and not in the first call: importing plugins would stop the loop for longer than a call may take.
         await asyncio.to_thread(all_specs)
+        await asyncio.to_thread(self._contents.drop_stale_partials, PARTIALS_KEPT_SECONDS)
         await self._bus.start()
         self._stop_listening = self._store.on_commit(self._wake_log_followers)
         await self._server.start()
@@ -165,4 +172,4 @@ def build_server(
 
         names = (*services, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
         grpc_reflection.enable_server_reflection(names, server)
-    return ApiServer(server, services, drain, bus, logs, store)
+    return ApiServer(server, services, drain, bus, logs, store, contents)

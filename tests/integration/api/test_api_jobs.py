@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2
 
 from luthier.controller.service.queues import WaitingInfo
 from luthier.controller.store.records import AttemptRecord, CheckpointRecord, GenerationRecord, JobState, NodeRecord
+from luthier.errors import FieldViolation
 from luthier.v1 import job_pb2, job_service_pb2
 
 pb = job_service_pb2
@@ -179,6 +180,16 @@ async def test_validate_only_changes_nothing(api: Any, make_request: Any) -> Non
     assert ("jobs/base", "", 16) == (job.name, job.uid, job.spec.training.batch_size)
     assert 0 == await api.store.read(lambda reader: reader.revision())
     assert None is await api.store.read(lambda reader: reader.find_request("tenant-a", request.request_id))
+
+
+async def test_inputs_are_looked_at(start_api: Any, make_request: Any, refusal: Any) -> None:
+    """What the operator's check finds at the files comes back as violations, and nothing is stored."""
+    found = [FieldViolation("spec.data.sources[0].uri", "there is no file world.jsonl below data", "check the path")]
+    api = await start_api(premises={"inputs": lambda spec: found})
+    failure = await refusal(api.jobs().CreateJob(make_request()))
+
+    assert ("INVALID_FIELD", ["spec.data.sources[0].uri"]) == (failure.reason, failure.fields)
+    assert 0 == await api.store.read(lambda reader: reader.revision())
 
 
 async def test_dependencies_are_pinned_and_make_the_job_wait(api: Any, make_request: Any) -> None:

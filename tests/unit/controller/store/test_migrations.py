@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,27 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="schema 9999, which is newer"):
         migrations.migrate(engine)
     engine.dispose()
+
+
+def test_an_up_to_date_start_loads_no_migrations(tmp_path: Path) -> None:
+    """Creating and opening a database imports neither Alembic nor anything of the training stack: an idle controller is small."""
+    code = """
+import asyncio, sys
+from pathlib import Path
+from luthier.controller.store.sqlite import SqlStore
+
+async def main():
+    for _ in range(2):
+        store = SqlStore(Path(sys.argv[1]))
+        await store.open()
+        await store.close()
+
+asyncio.run(main())
+print(sorted({"alembic", "torch", "numpy", "grpc", "mako"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-P", "-c", code, str(tmp_path / "db")]
+
+    assert "[]\n" == subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def test_another_database_is_refused(tmp_path: Path) -> None:
