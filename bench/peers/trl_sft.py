@@ -46,7 +46,7 @@ def main() -> None:
             learning_rate=1e-4,
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
