@@ -72,7 +72,7 @@ def held_out_loss(
                 context.channel.beat("evaluate", step)
                 if control.leave_asked():
                     return None
-                batch = collate(micro, rows, pad_token=pad_token, max_length=max_length)
+                batch = collate(micro, rows, pad_token=pad_token, max_length=max_length, device=context.device)
                 found = objective.counts(batch) if objective is not None else {"tokens": int(batch.learned().sum())}
                 for name, count in found.items():
                     counts[name] = counts.get(name, 0) + count

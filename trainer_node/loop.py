@@ -178,7 +178,7 @@ def _my_micros(job: Training, step: int) -> list[_Micro]:
     group = job.context.group
     micros = []
     for micro in share_of(job.batches.micro_batches(step), group.rank, group.world_size):
-        batch = collate(micro, job.rows, pad_token=job.pad_token, max_length=job.max_length, packed=job.packed)
+        batch = collate(micro, job.rows, pad_token=job.pad_token, max_length=job.max_length, packed=job.packed, device=job.context.device)
         counts = job.objective.counts(batch)
         micros.append(_Micro(micro.index, place(batch, job.context.device), counts))
     return micros
