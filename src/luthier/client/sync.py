@@ -29,6 +29,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# A signal that arrives just before the thread blocks on a lock does not wake it (Python notes it and waits): look now and then.
+_POLL_SECONDS = 0.2
+
+
 class _Loop:
     """The event loop in its thread, started on first use."""
 
@@ -48,11 +52,22 @@ class _Loop:
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine to its end; an interrupt of the caller cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._start())
+        began, ended = threading.Event(), threading.Event()
+
+        async def tracked() -> R:
+            began.set()
+            try:
+                return await coroutine
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(tracked(), self._start())
         try:
             return future.result()
         except BaseException:
-            future.cancel()
+            # The caller goes on with what the coroutine still holds (it closes a stream): wait until the coroutine has let go of it.
+            if future.cancel() and began.is_set():
+                ended.wait(5)
             raise
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import signal
 import threading
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -59,3 +60,21 @@ def test_an_interrupt_cancels_the_call() -> None:
         sync._LOOP.run(endless())
 
     assert cancelled.wait(5)
+
+
+def test_an_interrupted_stream_is_closed_in_order() -> None:
+    """A signal while a stream waits lets the pending step end first, then closes the stream, and nothing else is raised."""
+    steps: list[str] = []
+
+    async def messages() -> AsyncGenerator[int]:
+        try:
+            yield 1
+            threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.02)  # as a network stream does, closing takes a moment
+            steps.append("closed")
+
+    with pytest.raises(KeyboardInterrupt):
+        steps += [str(message) for message in sync._iterate(messages())]
+    assert steps == ["closed"]
