@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from luthier.errors import DataError
 
-__all__ = ["MODEL_TYPES", "base_digest", "load_config", "load_network", "load_tokenizer", "tokenizer_digest"]
+__all__ = ["MODEL_TYPES", "base_digest", "load_config", "load_network", "load_tokenizer", "tokenizer_digest", "weight_files"]
 
 MODEL_TYPES = frozenset(
     {

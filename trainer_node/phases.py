@@ -32,7 +32,7 @@ from luthier.trainer_node.data.collate import packing_is_exact, padding_token
 from luthier.trainer_node.data.order import GlobalBatches, choose_policy
 from luthier.trainer_node.data.rows import Rows
 from luthier.trainer_node.engine.api import Engine, ParameterGroup
-from luthier.trainer_node.engine.deepspeed import DeepSpeedEngine
+from luthier.trainer_node.engine.deepspeed import DeepSpeedEngine, deepspeed_config
 from luthier.trainer_node.engine.parameters import evaluation_mode, parameter_groups
 from luthier.trainer_node.engine.plain import PlainEngine
 from luthier.trainer_node.environment import installed_versions
@@ -41,7 +41,7 @@ from luthier.trainer_node.fragments import write_tensors
 from luthier.trainer_node.jobview import JobView
 from luthier.trainer_node.logprobs import PhaseModels, Policy, causal_lm
 from luthier.trainer_node.loop import LoopState, Training, train
-from luthier.trainer_node.network import base_digest, load_network
+from luthier.trainer_node.network import base_digest, load_network, weight_files
 from luthier.trainer_node.planner import RunPlan, plan_run
 from luthier.trainer_node.rowsource import RowSource
 from luthier.trainer_node.schedule import Schedule
@@ -94,13 +94,16 @@ class PhaseRunner:
         if result.state is not None:
             self._surgeries[result.state.digest] = surgery
 
-    def _network(self, directory: Path, dtype: torch.dtype) -> nn.Module:
-        """A fresh network of a directory; one that an evaluation left untouched is handed out instead of read again."""
-        if self._base is not None and self._base[:2] == (directory, dtype):
-            net = self._base[2]
-            self._base = None
-            return net
-        self._base = None
+    def _network(self, directory: Path, dtype: torch.dtype, plan: RunPlan | None = None) -> nn.Module:
+        """A fresh network of a directory; one that an evaluation left untouched is handed out instead of read again.
+
+        With the `plan` of a Train phase a large model comes sharded over the ranks.
+        """
+        kept, self._base = self._base, None
+        if plan is not None and plan.sharded_load(sum(path.stat().st_size for path in weight_files(directory))):
+            return load_network(directory, dtype=dtype, zero3=deepspeed_config(plan.options))
+        if kept is not None and kept[:2] == (directory, dtype):
+            return kept[2]
         return load_network(directory, dtype=dtype)
 
     def network_of(self, ref: ModelRef, dtype: torch.dtype) -> tuple[nn.Module, Surgery | None]:
@@ -176,9 +179,9 @@ class PhaseRunner:
 
     def _prepare_network(self, phase: Train, plan: RunPlan, rows: Rows) -> tuple[nn.Module, GlobalBatches]:
         training, device = self.context.spec.training, self.context.device
-        net = self._network(self.job.model_path(phase.start), plan.dtype)
+        net = self._network(self.job.model_path(phase.start), plan.dtype, plan)
         policy = choose_policy(training.packing, device, packable=self.job.packable)
-        if policy == "packed" and not (self.job.packable and packing_is_exact(net, vocabulary_size=int(causal_lm(net).config.vocab_size))):
+        if policy == "packed" and not self._packs(net):
             if training.packing == "packed":
                 raise ConfigurationError(
                     "this job cannot pack several rows into one sequence: the model or a plugin does not keep them apart",
@@ -196,6 +199,12 @@ class PhaseRunner:
             policy=policy, seed=training.seed, weights=rows.weights,
         )  # fmt: skip
         return net, batches
+
+    def _packs(self, net: nn.Module) -> bool:
+        """Whether network and plugins keep several rows of one sequence apart; a network that is sharded already cannot be asked."""
+        if not self.job.packable or any(hasattr(parameter, "ds_id") for parameter in net.parameters()):
+            return False
+        return packing_is_exact(net, vocabulary_size=int(causal_lm(net).config.vocab_size))
 
     def _frozen(self, phase: Train, plan: RunPlan) -> dict[str, nn.Module]:
         found: dict[str, nn.Module] = {}

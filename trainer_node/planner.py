@@ -18,6 +18,9 @@ __all__ = ["RunPlan", "plan_run"]
 PERSISTENCE_VARIABLE = "LUTHIER_ZERO3_PERSISTENCE_THRESHOLD"
 """For tests: with DeepSpeed's usual threshold nothing of a toy model is partitioned."""
 _PERSISTENCE_THRESHOLD = 100_000
+SHARDED_LOAD_VARIABLE = "LUTHIER_ZERO3_SHARDED_LOAD_BYTES"
+"""For tests: weights from this size on are sharded while they are read at ZeRO-3."""
+_SHARDED_LOAD_BYTES = 4 << 30
 _TOKENS_AT_ONCE = {"cpu": 8192, "cuda": 16384}
 """Positions of one micro-batch that the planner aims at: enough for full matmul speed, small beside a device's memory."""
 
@@ -31,6 +34,10 @@ class RunPlan:
     micro_batch_size: int
     """Rows in one forward pass of one rank. The global batch does not depend on it."""
     reasons: tuple[str, ...]
+
+    def sharded_load(self, weight_bytes: int) -> bool:
+        """Whether no rank may hold the whole model in host memory while it is read. Small models load faster whole."""
+        return self.options.stage == 3 and weight_bytes >= int(os.environ.get(SHARDED_LOAD_VARIABLE, _SHARDED_LOAD_BYTES))
 
     @property
     def dtype(self) -> torch.dtype:

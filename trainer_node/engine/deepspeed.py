@@ -97,7 +97,7 @@ class DeepSpeedEngine:
             for parameter in net.parameters():
                 if not hasattr(parameter, "ds_id"):
                     parameter.data = parameter.data.float()
-        _join_deepspeed()
+        _join_deepspeed(options.device)
         policy = Policy(net, self._autocast).train()
         self._engine: Any = deepspeed.initialize(
             model=policy,
@@ -330,10 +330,11 @@ class DeepSpeedEngine:
         return net
 
 
-def _join_deepspeed() -> None:
+def _join_deepspeed(device: str) -> None:
     """Let DeepSpeed use the process group that exists; a single rank gets a group of one."""
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 

@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 
 from luthier.trainer_node.lineage import scan_checkpoints, scan_journals
+from luthier.v1 import job_pb2, node_service_pb2
 
 pytestmark = pytest.mark.zygote
 
@@ -48,6 +50,81 @@ def test_export_opens_with_plain_libraries(
     assert result["metrics"]["eval_loss_after"] < result["metrics"]["eval_loss_before"]
     assert result["digest"] == facts(run, "artifact")[-1]["digest"]
     assert "result" == facts(run, "artifact")[-1]["name"]
+
+
+@pytest.mark.parametrize("adapter", [{"name": "full"}, LORA], ids=["full", "lora"])
+def test_a_model_sharded_while_it_is_read_trains_alike(jobs: Any, adapter: dict[str, Any]) -> None:
+    """At ZeRO-3 large models never lie whole on a rank; losses and result are those of the ordinary way."""
+    spec = jobs.spec(zero_stage=3, adapter=adapter, steps=3)
+
+    whole = jobs.run("whole", 2, spec).checked()
+    sharded = jobs.run("sharded", 2, spec, environment={"LUTHIER_ZERO3_SHARDED_LOAD_BYTES": "0"}).checked()
+
+    assert [loss for _, loss in series(whole, "loss")] == pytest.approx([loss for _, loss in series(sharded, "loss")], abs=2e-6)
+    assert whole.results[0]["result"]["kind"] == sharded.results[0]["result"]["kind"]
+
+
+def test_recomputed_activations_change_nothing(jobs: Any) -> None:
+    """Gradient checkpointing gives the same losses, with adapter dropout on."""
+    adapter = {"name": "lora", "params": {"rank": 4, "dropout": 0.2}}
+
+    kept = jobs.run("kept", 2, jobs.spec(zero_stage=3, adapter=adapter, steps=3)).checked()
+    recomputed = jobs.run("recomputed", 2, jobs.spec(zero_stage=3, adapter=adapter, steps=3, gradient_checkpointing=True)).checked()
+
+    assert [loss for _, loss in series(kept, "loss")] == pytest.approx([loss for _, loss in series(recomputed, "loss")], abs=1e-6)
+
+
+def test_packed_rows_train_like_padded_ones(jobs: Any) -> None:
+    """The same global batches packed into shared sequences give the same losses."""
+    padded = jobs.run("padded", 1, jobs.spec(packing="off", steps=3)).checked()
+    packed = jobs.run("packed", 1, jobs.spec(packing="packed", steps=3)).checked()
+
+    assert [loss for _, loss in series(padded, "loss")] == pytest.approx([loss for _, loss in series(packed, "loss")], abs=1e-5)
+
+
+def test_pretrain_runs_on_two_ranks(jobs: Any) -> None:
+    """Build phases run on rank 0 while the other waits; both train what was built."""
+    spec = jobs.spec(data=HELD_OUT, steps=6, zero_stage=3)
+    params = {"num_layers": 1, "width": 32, "num_heads": 2, "vocabulary_size": 300}
+    spec |= {"method": {"name": "pretrain", "params": params}}
+    del spec["model"]
+
+    run = jobs.run("job", 2, spec).checked()
+
+    result = run.results[0]["result"]
+    assert ["build", "build", "evaluate", "train", "evaluate"] == [fact["kind"] for fact in facts(run, "phase_done")]
+    assert result["metrics"]["eval_loss_after"] < result["metrics"]["eval_loss_before"]
+
+
+def test_a_death_in_the_last_evaluation_repeats_only_that(jobs: Any) -> None:
+    """Training is in the journal: the next generation rebuilds the trained model and measures the same numbers."""
+    spec = jobs.spec(data=HELD_OUT, steps=4, adapter=LORA, zero_stage=2, evaluation={"generate_rows": 4, "max_new_tokens": 4})
+    straight = jobs.run("straight", 2, spec).checked()
+    broken = jobs.run("broken", 2, spec, die_at={"rank": 1, "step": 4, "section": "evaluate"})
+
+    resumed = jobs.resume("broken", 2, spec).checked()
+
+    assert -9 == broken.codes[1]
+    assert ["evaluate"] == [fact["kind"] for fact in facts(resumed, "phase_started")]
+    before, after = straight.results[0]["result"], resumed.results[0]["result"]
+    assert before["samples"] == after["samples"]
+    assert before["metrics"] == pytest.approx(after["metrics"], abs=1e-6)
+
+
+def test_messages_are_the_protocols(jobs: Any) -> None:
+    """Every fact, row and the result parse as the messages they are sent as."""
+    spec = jobs.spec(
+        data=HELD_OUT, steps=4, faults={"checkpoint": {"every_steps": 2}}, evaluation={"every_steps": 2, "generate_rows": 2}
+    )  # fmt: skip
+    run = jobs.run("job", 2, spec).checked()
+    again = jobs.resume("job", 2, spec, journal_head=None).checked()
+
+    for name, body in [*run.results[0]["facts"], *again.results[0]["facts"]]:
+        json_format.ParseDict({name: body}, node_service_pb2.Fact())
+    for row in run.results[0]["rows"]:
+        json_format.ParseDict(row, node_service_pb2.Samples.Row())
+    json_format.ParseDict(run.results[0]["result"], job_pb2.Result())
+    assert [] == run.results[1]["facts"], "rank 0 speaks for the job"
 
 
 def test_journal_replays_to_the_end(jobs: Any) -> None:
@@ -156,11 +233,12 @@ def test_time_cadence_follows_rank_zeros_clock(jobs: Any) -> None:
     assert [1, 2, 3] == [fact["checkpoint"]["step"] for fact in facts(run, "checkpoint_committed")]
 
 
-def test_evaluation_during_training_and_early_stop(jobs: Any) -> None:
+@pytest.mark.parametrize("stage", [2, 3])
+def test_evaluation_during_training_and_early_stop(jobs: Any, stage: int) -> None:
     """A learning rate that ruins the model stops the run after `patience` evaluations without gain."""
     spec = jobs.spec(
-        steps=40, data=HELD_OUT, evaluation={"every_steps": 2, "early_stop": {"patience": 2}}, optimizer={"learning_rate": 5.0},
-        schedule={"name": "constant", "warmup_steps": 0},
+        steps=40, zero_stage=stage, data=HELD_OUT, evaluation={"every_steps": 2, "early_stop": {"patience": 2}},
+        optimizer={"learning_rate": 5.0}, schedule={"name": "constant", "warmup_steps": 0},
     )  # fmt: skip
     run = jobs.run("job", 2, spec).checked()
 

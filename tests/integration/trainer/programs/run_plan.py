@@ -2,7 +2,8 @@
 
 Arguments: spec (JobSpec as JSON), inputs, store, attempt, generation, resume_from, fallbacks, journal_head (as JSON, or absent),
 poison_step (the loss of that step is infinite),
-die_at ({"rank", "step"}: kill -9 of that rank when it begins that step), say ({"rank", "step", "word", "grace"}: control word at a step).
+die_at ({"rank", "step", "section"}: kill -9 of that rank when it begins that step, or that section after it),
+say ({"rank", "step", "word", "grace"}: control word at a step).
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class Recorder:
         self._word, self._said, self._grace = 0, False, None
 
     def beat(self, section: str, step: int) -> None:
+        if self._die and self._die["rank"] == self.rank and step == self._die["step"] and section == self._die.get("section", "step"):
+            os.kill(os.getpid(), signal.SIGKILL)
         if section != "step":
             return
         self.step = step
         if step == 1 and self.first_step is None:
             self.first_step = time.monotonic()
-        if self._die and self._die["rank"] == self.rank and step == self._die["step"]:
-            os.kill(os.getpid(), signal.SIGKILL)
         if self._say and self._say["rank"] == self.rank and step >= self._say["step"] and not self._said:
             self._said, self._word, self._grace = True, self._say["word"], self._say.get("grace")
 
