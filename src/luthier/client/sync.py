@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import functools
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
@@ -61,13 +62,17 @@ class _Loop:
             finally:
                 ended.set()
 
-        future = asyncio.run_coroutine_threadsafe(tracked(), self._start())
+        loop = self._start()
+        future: concurrent.futures.Future[R] | None = None
         try:
-            return future.result()
+            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            while True:
+                done, _ = concurrent.futures.wait([future], _POLL_SECONDS)
+                if done:
+                    return future.result()
         except BaseException:
-            # The caller goes on with what the coroutine still holds (it closes a stream): wait until the coroutine has let go of it.
-            if future.cancel() and began.is_set():
-                ended.wait(5)
+            if future is not None:
+                future.cancel()
             raise
 
     def stop(self) -> None:

@@ -45,12 +45,13 @@ def test_no_method_is_missing(asynchronous: type, plain: type) -> None:
 def test_an_interrupt_cancels_the_call() -> None:
     """What the caller's thread raises while it waits cancels the coroutine instead of leaving it running."""
     cancelled = threading.Event()
+    main = threading.main_thread().ident
+    assert main is not None
 
     async def endless() -> None:
+        # The caller must be waiting already, or the interrupt hits it before it has anything to cancel.
+        asyncio.get_running_loop().call_later(0.1, signal.pthread_kill, main, signal.SIGINT)
         try:
-            main = threading.main_thread().ident
-            assert main is not None
-            signal.pthread_kill(main, signal.SIGINT)
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.set()
@@ -69,7 +70,9 @@ def test_an_interrupted_stream_is_closed_in_order() -> None:
     async def messages() -> AsyncGenerator[int]:
         try:
             yield 1
-            threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+            main = threading.main_thread().ident
+            assert main is not None
+            threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(0.02)  # as a network stream does, closing takes a moment
