@@ -375,6 +375,7 @@ class Job(Protocol):
     def roles(self) -> Mapping[str, ModelRef]:
         """Extra models of the job by role (`model.roles`)."""
         ...
+
     @property
     def train(self) -> DataRef: ...
     @property
@@ -391,15 +392,18 @@ class Job(Protocol):
     def evaluation(self) -> Mapping[str, Any]:
         """`EvaluationSpec` as a mapping."""
         ...
+
     @property
     def max_length(self) -> int: ...
     @property
     def data(self) -> JobData:
         """Only inside Build functions."""
         ...
+
     def model_path(self, ref: ModelRef) -> Path:
         """Local directory of `ref.base`; only inside Build functions."""
         ...
+
     def artifact_path(self, artifact: Artifact) -> Path:
         """Local directory of an artifact; only inside Build functions."""
         ...
