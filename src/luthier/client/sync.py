@@ -65,14 +65,15 @@ class _Loop:
         loop = self._start()
         future: concurrent.futures.Future[R] | None = None
         try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            future = asyncio.run_coroutine_threadsafe(tracked(), loop)
             while True:
                 done, _ = concurrent.futures.wait([future], _POLL_SECONDS)
                 if done:
                     return future.result()
         except BaseException:
-            if future is not None:
-                future.cancel()
+            # The caller goes on with what the coroutine still holds (it closes a stream): wait until the coroutine has let go of it.
+            if future is not None and future.cancel() and began.is_set():
+                ended.wait(5)
             raise
 
     def stop(self) -> None:
