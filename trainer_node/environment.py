@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,14 +29,18 @@ _MARK = "LUTHIER_ZYGOTE"
 
 @functools.cache
 def installed_versions() -> dict[str, str]:
-    """Version by distribution, "" where it is not installed; nothing is imported."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = ""
-    return versions
+    """Version by distribution, "" where it is not installed; nothing of them is imported.
+
+    Read from the names of metadata folders, because importlib.metadata costs an agent a sixth of its start; it is asked where a
+    distribution is not found that way.
+    """
+    found: dict[str, str] = {}
+    for folder in _site_folders():
+        for name in os.listdir(folder):
+            if name.endswith(".dist-info"):
+                distribution, _, version = name.removesuffix(".dist-info").partition("-")
+                found.setdefault(distribution.lower().replace("_", "-"), version)
+    return {name: found.get(name) or _version_by_metadata(name) for name in PACKAGES}
 
 
 def environment_home(base: Path, device: str) -> Path:
@@ -45,7 +48,7 @@ def environment_home(base: Path, device: str) -> Path:
     facts: list[object] = [sys.executable, sys.version, device, sorted(installed_versions().items())]
     root = Path(__file__).parent.parent  # src/luthier, or the installed package: its sub-packages may be links
     # an installation, upgrade or removal of any distribution changes the folder
-    facts.extend((path, Path(path).stat().st_mtime_ns) for path in sys.path if path.endswith("-packages") and Path(path).is_dir())
+    facts.extend((str(folder), folder.stat().st_mtime_ns) for folder in _site_folders())
     facts.extend(_source_state(root / name) for name in _SOURCES)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return Path(base) / f"{device}-{digest}"
@@ -97,6 +100,19 @@ def socket_address(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{directory}/{path.name}"
     finally:
         os.close(directory)
+
+
+def _site_folders() -> list[Path]:
+    return [Path(path) for path in sys.path if path.endswith("-packages") and Path(path).is_dir()]
+
+
+def _version_by_metadata(name: str) -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _source_state(folder: Path) -> list[tuple[str, int, int]]:

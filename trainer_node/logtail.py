@@ -68,9 +68,10 @@ class LogTail:
                 data = _read(stream.path, stream.sent)
                 if not data:
                     break
-                yield Piece(rank, stream.sent, data)
-                stream.sent += len(data)
+                piece = Piece(rank, stream.sent, data)
+                stream.sent += len(data)  # before the piece goes out: its acknowledgement may come while it is being sent
                 self._allowance -= len(data)
+                yield piece
 
     def pending(self) -> bool:
         """True while the controller lacks bytes of some stream."""

@@ -70,7 +70,7 @@ class NodeTimers:
 def run_node(launch: NodeLaunch, node_dir: Path, preflight: Callable[[], Preflight]) -> tuple[int, str]:
     """Run until the node is done; returns its exit code and a sentence. `preflight` blocks until the checks are done."""
     logging.basicConfig(
-        filename=agent_log(node_dir), level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+        filename=agent_log(node_dir), level=logging.INFO, format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
     )
     set_subreaper(True)
     return asyncio.run(Node(launch, node_dir, preflight).run())

@@ -28,6 +28,19 @@ def test_bytes_are_sent_once_and_again_after_a_new_stream(tmp_path: Path) -> Non
     assert not tail.pending()
 
 
+def test_an_acknowledgement_that_comes_while_bytes_are_being_sent_skips_nothing(tmp_path: Path) -> None:
+    """The acknowledgement of a piece may arrive before its sender goes on."""
+    path = tmp_path / "rank-0.log"
+    path.write_bytes(b"abc")
+    tail = LogTail()
+    tail.follow(0, path)
+    for piece in tail.pieces():
+        tail.acknowledge(0, piece.offset + len(piece.data))
+    path.write_bytes(b"abcdef")
+
+    assert [(3, b"def")] == [(p.offset, p.data) for p in tail.pieces()]
+
+
 def test_what_the_controller_has_already_is_not_sent(tmp_path: Path) -> None:
     """An acknowledgement beyond what this incarnation sent moves it forward."""
     path = tmp_path / "agent.log"
