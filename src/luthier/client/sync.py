@@ -11,10 +11,10 @@ import atexit
 import concurrent.futures
 import functools
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from luthier.client.asynchronous import AsyncClient
 from luthier.client.catalog import AsyncMethods, AsyncQueues
@@ -53,10 +53,9 @@ class _Loop:
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine to its end; an interrupt of the caller cancels it."""
-        began, ended = threading.Event(), threading.Event()
+        ended = threading.Event()
 
         async def tracked() -> R:
-            began.set()
             try:
                 return await coroutine
             finally:
@@ -72,7 +71,7 @@ class _Loop:
                     return future.result()
         except BaseException:
             # The caller goes on with what the coroutine still holds (it closes a stream): wait until the coroutine has let go of it.
-            if future is not None and future.cancel() and began.is_set():
+            if future is not None and future.cancel():
                 ended.wait(5)
             raise
 
@@ -90,18 +89,37 @@ class _Loop:
 _LOOP = _Loop()
 
 
-def _iterate(messages: AsyncGenerator[R]) -> Iterator[R]:
+_END: Any = object()
+
+
+class _Steps(Generic[R]):
+    """An asynchronous generator, one step at a time."""
+
+    def __init__(self, messages: AsyncGenerator[R]) -> None:
+        self._messages = messages
+        self._task: asyncio.Task[Any] | None = None
+
+    async def next(self) -> R:
+        """The next message, or `_END`."""
+        self._task = asyncio.current_task()
+        return await anext(self._messages, _END)
+
+    async def close(self) -> None:
+        """Close the generator; a step that an interrupt left running ends first."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._messages.aclose()
+
+
+def _iterate(messages: AsyncGenerator[R]) -> Generator[R]:
     """An asynchronous generator as a plain one; closing it closes the stream."""
-    done = object()
-
-    async def step() -> Any:
-        return await anext(messages, done)
-
+    steps = _Steps(messages)
     try:
-        while (message := _LOOP.run(step())) is not done:
+        while (message := _LOOP.run(steps.next())) is not _END:
             yield message
     finally:
-        _LOOP.run(messages.aclose())
+        _LOOP.run(steps.close())
 
 
 class _Face:
@@ -120,11 +138,11 @@ def unary(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Call
     return call
 
 
-def stream(method: Callable[Concatenate[Any, P], AsyncGenerator[R]]) -> Callable[Concatenate[Any, P], Iterator[R]]:
+def stream(method: Callable[Concatenate[Any, P], AsyncGenerator[R]]) -> Callable[Concatenate[Any, P], Generator[R]]:
     """An asynchronous generator method as one that returns an iterator."""
 
     @functools.wraps(method)
-    def call(face: Any, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+    def call(face: Any, /, *args: P.args, **kwargs: P.kwargs) -> Generator[R]:
         return _iterate(method(face._inner, *args, **kwargs))
 
     return call
