@@ -162,20 +162,27 @@ class Submitter:
         body_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
         if request.request_id:
             check_request_id(request.request_id)
-            if not request.validate_only:
-                # First: a retry must find its job even where what it named is gone meanwhile.
+        try:
+            draft = self._check(tenant, request, body_hash)
+            await self._check_files(draft)
+        except SpecError:
+            # A retry must find its job even where what it named is gone meanwhile.
+            if request.request_id and not request.validate_only:
                 earlier = await self._store.read(lambda reader: _earlier(reader, tenant, request.request_id, body_hash))
                 if earlier is not None:
                     return earlier
-        draft = self._check(tenant, request, body_hash)
+            raise
+        if request.validate_only:
+            return await self._store.read(lambda reader: self._preview(reader, draft))
+        return await self._store.transact(lambda tx: self._insert(tx, draft))
+
+    async def _check_files(self, draft: _Draft) -> None:
+        """Raise `SpecError` for uploads and files that are not there."""
         await self._check_contents(draft.parsed)
         if self._premises.inputs is not None:
             found = list(await asyncio.to_thread(self._premises.inputs, draft.spec))
             if found:
                 raise _together("INVALID_FIELD", found)
-        if request.validate_only:
-            return await self._store.read(lambda reader: self._preview(reader, draft))
-        return await self._store.transact(lambda tx: self._insert(tx, draft))
 
     def _check(self, tenant: str, request: job_service_pb2.CreateJobRequest, body_hash: str) -> _Draft:
         if not request.HasField("job"):

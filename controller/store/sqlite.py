@@ -234,14 +234,15 @@ class SqlStore:
 
     def _run_one(self, connection: Connection, written: Group, work: _Work) -> None:
         mark = written.mark()
-        savepoint = connection.begin_nested()
+        # As plain text: the library's savepoints have a new name each, which it compiles each time.
+        connection.exec_driver_sql("SAVEPOINT function")
         try:
             work.result = work.function(SqlTransaction(connection, written, self._clock()))
-            savepoint.commit()
-        except Exception as error:
-            if not connection.in_transaction():
-                raise  # the database itself gave up the whole transaction
-            savepoint.rollback()
+            connection.exec_driver_sql("RELEASE SAVEPOINT function")
+        except Exception as error:  # noqa: BLE001  it belongs to the caller
+            # Where the database gave up the whole transaction this fails, too, and with it the group.
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT function")
+            connection.exec_driver_sql("RELEASE SAVEPOINT function")
             written.rewind(mark)
             work.error = _database_error(error) if isinstance(error, DBAPIError) else error
 

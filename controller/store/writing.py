@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, literal, select, update
+from sqlalchemy.exc import IntegrityError
 
 from luthier.controller.store import schema, states
 from luthier.controller.store.reading import SqlReader
@@ -109,15 +110,16 @@ class SqlTransaction(SqlReader):
         return job
 
     def _claim_request(self, job: JobRecord, request_id: str, body_hash: str) -> None:
-        if self.find_request(job.tenant, request_id) is not None:
+        row = {"tenant": job.tenant, "request_id": request_id, "body_hash": body_hash, "job_uid": job.uid, "create_time": self.now}
+        try:
+            self.connection.execute(_INSERT_REQUEST, row)
+        except IntegrityError as error:
             raise Conflict(
                 f"request_id {request_id} was used before",
                 reason="REQUEST_ID_REUSED",
                 fix="use a new UUID4 for every new job; repeat one only with the same body",
                 metadata={"request_id": request_id},
-            )
-        row = {"tenant": job.tenant, "request_id": request_id, "body_hash": body_hash, "job_uid": job.uid, "create_time": self.now}
-        self.connection.execute(_INSERT_REQUEST, row)
+            ) from error
 
     def _write_labels(self, job: JobRecord) -> None:
         if job.labels:

@@ -7,7 +7,8 @@ short lower-case words, Durations as seconds, Structs as plain values whose inte
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf import json_format
@@ -237,41 +238,60 @@ def spec_from_proto(pb: spec_pb2.JobSpec, path: str = "spec") -> JobSpec:
 # --- model -> proto --------------------------------------------------------------------------------------------------
 
 
-def _single_out(field: FieldDescriptor, value: Any) -> Any:
-    if field.message_type is not None:
-        name = field.message_type.full_name
-        if name == "google.protobuf.Duration":
-            return seconds_to_duration(value)
-        if name == "google.protobuf.Struct":
-            struct = Struct()
-            struct.update(value)
-            return struct
-        raise AssertionError(f"{field.full_name} is not a leaf")
-    if field.enum_type is not None:
-        return enum_from_word(field.enum_type, value)
-    return value
+def _struct_of(value: Mapping[str, Any]) -> Struct:
+    struct = Struct()
+    struct.update(dict(value))
+    return struct
+
+
+_LEAVES: dict[str, Callable[[Any], Message]] = {"google.protobuf.Duration": seconds_to_duration, "google.protobuf.Struct": _struct_of}
+
+
+_Outline = list[tuple[str, str, Callable[[Any], Any] | None]]
+_outlines: dict[type[Message], _Outline] = {}
+
+
+def _outline(message_class: type[Message]) -> _Outline:
+    """(name, kind, conversion) of every field. Once per class: walking descriptors costs more than filling the message."""
+    known = _outlines.get(message_class)
+    if known is not None:
+        return known
+    outline: _Outline = []
+    fields: Any = message_class.DESCRIPTOR.fields  # the stubs name two classes of descriptor
+    for field in fields:
+        if _is_map(field):
+            outline.append((field.name, "map", None))
+        elif field.is_repeated:
+            outline.append((field.name, "parts", None))
+        elif field.message_type is not None:
+            leaf = _LEAVES.get(field.message_type.full_name)
+            outline.append((field.name, "leaf" if leaf else "part", leaf))
+        else:
+            outline.append((field.name, "value", partial(enum_from_word, field.enum_type) if field.enum_type is not None else None))
+    _outlines[message_class] = outline
+    return outline
 
 
 def _fill(message: Message, part: BaseModel) -> None:
-    fields: Any = message.DESCRIPTOR.fields  # the stubs name two classes of descriptor
-    for field in fields:
-        value = getattr(part, field.name)
+    for name, kind, convert in _outline(type(message)):
+        value = getattr(part, name)
         if value is None:
             continue
-        target = getattr(message, field.name)
-        if _is_map(field):
+        if kind == "value":
+            setattr(message, name, value if convert is None else convert(value))
+            continue
+        target = getattr(message, name)
+        if kind == "map":
             target.update(value)
-        elif field.is_repeated:
+        elif kind == "parts":
             for item in value:
                 _fill(target.add(), item)
-        elif isinstance(value, BaseModel):
-            target.SetInParent()
-            _fill(target, value)
-        elif field.message_type is not None:
-            target.CopyFrom(_single_out(field, value))
+        elif convert is not None:
+            target.CopyFrom(convert(value))
             target.SetInParent()
         else:
-            setattr(message, field.name, _single_out(field, value))
+            target.SetInParent()
+            _fill(target, value)
 
 
 def spec_to_proto(spec: JobSpec) -> spec_pb2.JobSpec:

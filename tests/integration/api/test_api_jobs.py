@@ -89,6 +89,17 @@ async def test_many_retries_at_once_make_one_job(api: Any, make_request: Any) ->
     assert 1 == len({job.uid for job in made})
 
 
+async def test_a_retry_finds_its_job_although_its_inputs_are_gone(start_api: Any, make_request: Any) -> None:
+    """What the first call checked is not asked again of a retry."""
+    found: list[FieldViolation] = []
+    api = await start_api(premises={"inputs": lambda spec: found})
+    request = make_request(request_id=str(uuid.uuid4()))
+    first = await api.jobs().CreateJob(request)
+    found.append(FieldViolation("spec.data.sources[0].uri", "the file is gone", "bring it back"))
+
+    assert first.uid == (await api.jobs().CreateJob(request)).uid
+
+
 async def test_request_id_reuse_and_form(api: Any, make_request: Any, refusal: Any) -> None:
     """REQUEST_ID_REUSED for another body; a request id that is no UUID4 is a violation; a deleted job is not made again."""
     jobs, request = api.jobs(), make_request("one", request_id=str(uuid.uuid4()))
