@@ -7,12 +7,13 @@ nothing; between the end of an attempt and its close all facts are records.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf import json_format
 
 from luthier.controller.cause import EXIT_LEFT
+from luthier.controller.lineage import start_place
 from luthier.controller.progress import after_phase_done, after_phase_started, phase_cause, reached_before
 from luthier.controller.store.api import Transaction
 from luthier.controller.store.records import (
@@ -225,8 +226,9 @@ def _resumed_from(scene: _Scene, fact: pb.ResumedFrom) -> None:
     message = f"carries on from step {start['step']}" if start else "starts from the beginning"
     scene.event("RESUMED_FROM", message, details={"path": start["path"]} if start else None)
     if scene.newest and scene.generation is not None:
-        step = int(start["step"]) if start else 0
-        scene.update_generation(resume_from=start, start_step=step)
+        generation = replace(scene.generation, resume_from=start)
+        phase, step = start_place(generation)
+        scene.update_generation(resume_from=start, start_step=step, last_step=step, phase_index=phase)
 
 
 def _artifact(scene: _Scene, fact: pb.ArtifactMade) -> None:

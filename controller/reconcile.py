@@ -43,6 +43,8 @@ _ROUNDS = 8
 """Decisions about one job in one pass: each writes something, and the longest chain of rules that follow one another is shorter."""
 _CONCURRENT = 32
 """Jobs settled at once: their writes share a group commit."""
+_ADMISSION_PAUSE = 4.0
+"""Pause after an admission pass in multiples of its duration."""
 _LOG_BLOCK = 1 << 20
 
 
@@ -127,8 +129,7 @@ class Reconciler:
         finally:
             unsubscribe()
             hints.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await hints
+            await asyncio.gather(hints, *self._counting, return_exceptions=True)
 
     async def run_once(self) -> None:
         """One pass: settle every job that something hints at, then admit."""
@@ -166,8 +167,8 @@ class Reconciler:
         self._admit = False
         started = self._clock()
         look = await self._admissions.run_pass()
-        # With very many waiting jobs a pass takes long: leave at least as much time for everything else.
-        self._admit_at = self._clock() + min(1.0, self._clock() - started)
+        # With very many waiting jobs a pass takes long: most of the time is left for everything else.
+        self._admit_at = self._clock() + min(1.0, _ADMISSION_PAUSE * (self._clock() - started))
         await self._settle_all(look)
 
     async def _sleep(self) -> None:

@@ -22,10 +22,12 @@ import pytest
 import pytest_asyncio
 
 from luthier.controller.config import ControllerConfig
+from luthier.controller.executors.api import Launch
 from luthier.controller.executors.processes import Identity
 from luthier.controller.main import Controller
 from luthier.controller.store.records import EventRecord, JobRecord, JobState
 from luthier.controller.store.states import is_legal
+from luthier.errors import ExecutorError
 from luthier.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc, spec_pb2
 
 pytestmark = [pytest.mark.zygote, pytest.mark.timeout(180)]
@@ -401,6 +403,47 @@ async def test_a_node_that_ended_while_the_controller_was_away_is_noticed(world:
     await world.event("tune", "PHASE_STARTED", 2)
 
     assert (await world.job("tune")).attempt == 2
+
+
+@pytest.mark.asyncio
+async def test_a_launch_whose_record_was_lost_is_not_repeated(world: World) -> None:
+    """A controller that died between launching and writing so launches again: the nodes that run are adopted."""
+    await world.submit("tune", "start@0 steps:2000", nodes=2)
+    await world.steps("tune", 3)
+    agents = await world.agents("tune")
+    uid = (await world.job("tune")).uid
+    await world.controller.store.transact(lambda tx: tx.update_attempt(uid, 1, launch_time=None))
+    await world.down()
+    await world.up()
+
+    async def launched() -> bool:
+        attempt = await world.controller.store.read(lambda r: r.attempt(uid, 1))
+        return attempt is not None and attempt.launch_time is not None
+
+    await world.until(launched, "the second launch")
+    assert (await world.agents("tune"), (await world.job("tune")).attempt) == (agents, 1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("retry", "state", "attempts"), [(True, S.SUCCEEDED, 2), (False, S.FAILED, 1)])
+async def test_a_launch_that_fails_is_tried_again_where_that_can_help(
+    world: World, monkeypatch: pytest.MonkeyPatch, retry: bool, state: JobState, attempts: int
+) -> None:
+    """An executor's error ends the attempt by LAUNCH: another follows, or the job fails with the reason."""
+    executor = world.controller.executor
+    launch = executor.launch
+
+    async def fail_once(wanted: Launch) -> None:
+        monkeypatch.setattr(executor, "launch", launch)
+        raise ExecutorError("no room", retry=retry, fix="make room")
+
+    monkeypatch.setattr(executor, "launch", fail_once)
+    await world.submit("tune", "start@0 steps:1")
+    job = await world.reach("tune", state)
+    first = await world.controller.store.read(lambda r: r.attempt(job.uid, 1))
+
+    assert (job.attempt, first.end_cause if first else "") == (attempts, "LAUNCH")
+    assert retry or "no room Fix: make room" in (job.failure or {})["message"]
 
 
 @pytest.mark.asyncio
