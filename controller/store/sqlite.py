@@ -111,14 +111,15 @@ class SqlStore:
     async def close(self) -> None:
         """Finish what waits, then fold the log into the database file."""
         self._open = False
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            self._queue.put(None)
-            await asyncio.to_thread(writer.join)
+        # Readers first: only a connection that may write removes the log's files when it is the last.
         await asyncio.to_thread(self._readers.shutdown)
         for connection in self._reader_connections:
             connection.close()
         self._reader_connections.clear()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._queue.put(None)
+            await asyncio.to_thread(writer.join)
 
     # --- use ---
 

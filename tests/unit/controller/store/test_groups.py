@@ -229,6 +229,7 @@ async def test_a_closed_store_says_so(tmp_path: Path, job: Any) -> None:
     store = SqlStore(tmp_path / "db")
     await store.open()
     await store.transact(lambda tx: tx.insert_job(job()))
+    await store.read(lambda reader: reader.job("u-one"))
     await store.close()
     for call in (store.transact(lambda tx: None), store.read(lambda reader: None)):
         with pytest.raises(Unavailable, match="closed"):
