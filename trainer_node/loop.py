@@ -160,7 +160,11 @@ def seed_everything(seed: int, phase: int, step: int, micro: int) -> None:
     """Seed every generator from what the coming micro-batch is, whatever was drawn before."""
     digest = hashlib.blake2b(f"{seed}/{phase}/{step}/{micro}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "big") >> 1
-    torch.manual_seed(number)  # the accelerators' generators too
+    # Not torch.manual_seed: without an accelerator it queues a call with a stack trace for every kind of device, which costs
+    # milliseconds and memory each time.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
     np.random.seed(number % 2**32)
     random.seed(number)
 

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from luthier.errors import DataError
 
-__all__ = ["MODEL_TYPES", "base_digest", "load_config", "load_network", "load_tokenizer", "tokenizer_digest", "weight_files"]
+__all__ = ["MODEL_TYPES", "base_digest", "check_model", "load_config", "load_network", "load_tokenizer", "tokenizer_digest", "weight_files"]
 
 MODEL_TYPES = frozenset(
     {
@@ -57,9 +57,11 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
         if path.stat().st_size > _MAX_CONFIG_BYTES * 64:
             raise ValueError("it is larger than 64 MiB")
         data = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         names = sorted(p.name for p in path.parent.iterdir())[:6] if path.parent.is_dir() else []
         hint = f"the directory holds {', '.join(names)}" if names else "the directory is empty or missing"
+        if path.parent.is_file():
+            hint = "that is a file, not a directory"
         if "adapter_config.json" in names:
             hint = "the directory holds an adapter, not a model"
         raise DataError(
@@ -146,6 +148,12 @@ def weight_files(directory: Path) -> list[Path]:
             fix="convert them once: load the model with transformers and save_pretrained(...) it, which writes safetensors",
         )  # fmt: skip
     raise DataError("there are no weights (model.safetensors)", where=str(directory), fix="copy the whole model directory")
+
+
+def check_model(directory: Path) -> None:
+    """Raise `DataError` at once for what a glance can tell, before data is read for the model."""
+    load_config(directory)
+    weight_files(directory)
 
 
 def _tensors(directory: Path) -> dict[str, Tensor]:

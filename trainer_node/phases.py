@@ -41,7 +41,7 @@ from luthier.trainer_node.fragments import write_tensors
 from luthier.trainer_node.jobview import JobView
 from luthier.trainer_node.logprobs import PhaseModels, Policy, causal_lm
 from luthier.trainer_node.loop import LoopState, Training, train
-from luthier.trainer_node.network import base_digest, load_network, weight_files
+from luthier.trainer_node.network import base_digest, check_model, load_network, weight_files
 from luthier.trainer_node.planner import RunPlan, plan_run
 from luthier.trainer_node.rowsource import RowSource
 from luthier.trainer_node.schedule import Schedule
@@ -145,6 +145,7 @@ class PhaseRunner:
         self.close()
         resumed, rejected = open_newest(context, index)
         plan = plan_run(context, micro_batch_size=int(resumed.content["micro_batch_size"]) if resumed else 0)
+        check_model(self.job.model_path(phase.start))
         tokenizer_path = self.job.tokenizer_path(phase.start)
         tokenizer = self.rows.tokenizer(tokenizer_path)
         rows = self.rows.rows(phase.data, tokenizer_path)
@@ -315,6 +316,7 @@ class PhaseRunner:
         """Held-out loss and answers. Collective."""
         context = self.context
         context.channel.beat("setup", 0)
+        check_model(self.job.model_path(phase.model))
         tokenizer_path = self.job.tokenizer_path(phase.model)
         tokenizer, rows = self.rows.tokenizer(tokenizer_path), self.rows.rows(phase.data, tokenizer_path)
         started = time.monotonic()

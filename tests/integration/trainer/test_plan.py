@@ -64,6 +64,17 @@ def test_a_model_sharded_while_it_is_read_trains_alike(jobs: Any, adapter: dict[
     assert whole.results[0]["result"]["kind"] == sharded.results[0]["result"]["kind"]
 
 
+@pytest.mark.parametrize(("world_size", "stage", "adapter"), [(1, 0, LORA), (2, 0, LORA), (2, 2, LORA), (2, 3, {"name": "full"})])
+def test_bf16_runs_to_a_checked_result(jobs: Any, world_size: int, stage: int, adapter: dict[str, Any]) -> None:
+    """Training in bf16 evaluates, exports and compares within the stated tolerance."""
+    spec = jobs.spec(zero_stage=stage, adapter=adapter, precision="bf16", steps=4, data=HELD_OUT, evaluation={"generate_rows": 2})
+
+    run = jobs.run("job", world_size, spec).checked()
+
+    metrics = run.results[0]["result"]["metrics"]
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"]
+
+
 def test_recomputed_activations_change_nothing(jobs: Any) -> None:
     """Gradient checkpointing gives the same losses, with adapter dropout on."""
     adapter = {"name": "lora", "params": {"rank": 4, "dropout": 0.2}}
@@ -276,6 +287,38 @@ def test_tokens_budget_ends_when_the_tokens_are_learned(jobs: Any) -> None:
     [done] = facts(run, "phase_done")
     per_step = done["metrics"]["learned_tokens"] / done["metrics"]["steps"]
     assert 150 <= done["metrics"]["learned_tokens"] < 150 + 2 * per_step
+
+
+def test_result_is_published_where_the_job_says(jobs: Any) -> None:
+    """`output.uri` gets a whole copy of the result, in place of an older one."""
+    target = jobs.root / "published" / "model"
+    target.mkdir(parents=True)
+    (target / "old").write_text("")
+    jobs.inputs["root:published/model"] = str(target)
+
+    jobs.run("job", 2, jobs.spec(steps=2, adapter=LORA, output={"uri": "root:published/model"})).checked()
+
+    made = jobs.prefix("job") / "output" / "a1g1"
+    assert {p.name: p.read_bytes() for p in made.iterdir()} == {p.name: p.read_bytes() for p in target.iterdir()}
+    assert [target] == list(target.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "text"),
+    [
+        ({"output": {"form": "adapter"}}, 64, "leaves no adapter"),
+        ({"engine": "plain", "zero_stage": 3}, 64, "training.engine"),
+        ({"adapter": {"name": "lora", "params": {"rank": 0}}}, 64, "not valid"),
+        ({"model": {"uri": "upload://rows/rows.jsonl"}}, 65, "there is no config.json"),
+        ({"max_length": 8}, 65, "longer than the prompts"),
+    ],
+)
+def test_what_cannot_run_says_why(jobs: Any, changes: dict[str, Any], code: int, text: str) -> None:
+    """User errors end with their exit code and the reason."""
+    run = jobs.run("job", 1, jobs.spec(**changes))
+
+    assert [code] == run.codes
+    assert text in run.log(0)
 
 
 def test_merged_result_and_manifest(jobs: Any) -> None:

@@ -135,6 +135,22 @@ def test_a_torn_checkpoint_is_no_candidate(jobs: Any) -> None:
     assert [2] == [ref.step for ref in scan_checkpoints(jobs.prefix("job"))]
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_background_writes_hold_the_state_of_their_step(jobs: Any, stage: int) -> None:
+    """Checkpoints written while training goes on are those of their step: a resume from the newest ends with the same weights."""
+    spec = jobs.spec(zero_stage=stage, adapter=LORA, steps=12, faults={"checkpoint": {"every_steps": 1, "keep_last": 2}})
+    straight = jobs.run("straight", 2, spec, write_in_background=True).checked()
+    left = jobs.run("left", 2, spec, write_in_background=True, say={"rank": 1, "step": 7, "word": 2}).checked()
+
+    resumed = jobs.resume("left", 2, spec, write_in_background=True).checked()
+
+    assert {"saved": True} == left.results[0]["left"]
+    assert 7 == facts(resumed, "resumed_from")[0]["checkpoint"]["step"]
+    assert losses(straight) == losses(left) | losses(resumed)
+    assert trained(jobs, "straight") == trained(jobs, "left")
+    assert all(fact["persist_seconds"] >= fact["stall_seconds"] for fact in facts(straight, "checkpoint_committed"))
+
+
 def test_retention_keeps_the_newest_and_the_best(jobs: Any) -> None:
     """Of checkpoints at every step, two newest stay and the one with the lowest held-out loss; the facts name what went."""
     data = {"sources": [{"uri": "upload://rows/rows.jsonl"}], "validation_fraction": 0.2}

@@ -1,7 +1,7 @@
 """Runs a whole plan, as a rank does, with a recording channel.
 
 Arguments: spec (JobSpec as JSON), inputs, store, attempt, generation, resume_from, fallbacks, journal_head (as JSON, or absent),
-poison_step (the loss of that step is infinite),
+poison_step (the loss of that step is infinite), write_in_background,
 die_at ({"rank", "step", "section"}: kill -9 of that rank when it begins that step, or that section after it),
 say ({"rank", "step", "word", "grace"}: control word at a step).
 """
@@ -18,6 +18,7 @@ from typing import Any
 from luthier.methods.api import Loss, Term
 from luthier.methods.objectives.nll import Nll
 from luthier.spec.models import JobSpec
+from luthier.trainer_node import checkpoint
 from luthier.trainer_node.context import LeaveRequested, RankContext
 from luthier.trainer_node.launch import CheckpointRef, JournalRef, NodeLaunch, RankLaunch
 from luthier.trainer_node.plan import run_plan
@@ -92,6 +93,8 @@ def main(group: Any, arguments: dict[str, Any], directory: Path) -> dict[str, An
         journal_head=JournalRef(**head) if head else None,
     )  # fmt: skip
     channel = Recorder(group.rank, arguments)
+    if arguments.get("write_in_background"):
+        checkpoint._WRITE_AT_ONCE_BYTES = 0  # a toy state is small enough to be written at once otherwise
     if "poison_step" in arguments:
         poison(channel, arguments["poison_step"])
     outcome: dict[str, Any] = {}

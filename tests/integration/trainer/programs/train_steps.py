@@ -166,5 +166,12 @@ def main(group: Any, arguments: dict[str, Any], directory: Path) -> dict[str, An
         theirs = torch.cat([reference_gradient()[name] for name in names])
         error = float((ours - theirs).norm() / theirs.norm())
     return {
-        "gradient_error": error, "losses": losses, "norms": norms, "applied": applied, "partitioned": partitioned, "generated": generated, "after_close": float(check.detach()), "hooks": sum(len(m._forward_hooks) for m in ordinary.modules()),
-    }  # fmt: skip
+        "gradient_error": error,
+        "losses": losses,
+        "norms": norms,
+        "applied": applied,
+        "partitioned": partitioned,
+        "generated": generated,
+        "after_close": float(check.detach()),
+        "hooks": sum(len(m._forward_hooks) for m in ordinary.modules()),
+    }
