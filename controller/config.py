@@ -73,9 +73,8 @@ def detect_accelerators(timeout_seconds: float = 5.0) -> tuple[int, ...]:
         found = tuple(sorted(int(p.name[6:]) for p in devices.glob("nvidia[0-9]*") if p.name[6:].isdecimal()))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        wanted = [v.strip() for v in visible.split(",") if v.strip()]
-        if all(v.isdecimal() for v in wanted):
-            found = tuple(i for i in found if str(i) in wanted)
+        wanted = {v.strip() for v in visible.split(",")}  # names other than indices match none
+        found = tuple(i for i in found if str(i) in wanted)
     return found
 
 
@@ -109,9 +108,6 @@ class ControllerConfig:
     stop_grace_seconds: float = 15.0
     """Seconds that a stopping node has before SIGTERM, and again before SIGKILL. A step plus leaving takes less."""
 
-    save_grace_seconds: float = 600.0
-    """Seconds that a node has to save and leave when the machine's owner asks (pause, suspend). A large checkpoint takes minutes."""
-
     backoff_seconds: float = 2.0
     """First back-off after an infrastructure failure; doubles with each further one. Short: most local causes are gone at once."""
 
@@ -120,9 +116,6 @@ class ControllerConfig:
 
     contact_seconds: float = 60.0
     """Silence of a node, while all other nodes lost their peer, after which it counts as lost (protocol.md, ends of ranks)."""
-
-    lost_after_seconds: float = 60.0
-    """Seconds after an attempt's end from which the nodes of a machine that cannot be reached count as gone."""
 
     cause_wait_seconds: float = 10.0
     """Seconds to wait for every node's report before a user error is believed to be the first cause."""

@@ -227,7 +227,8 @@ async def _serve(config: ControllerConfig) -> int:
         await controller.stop()
         raise controller.failed.result() from None
     if number == signal.SIGTERM:
-        await controller.stop()
+        # With nodes to adopt the zygote stays for their next generation; without, nothing is left behind.
+        await controller.stop(stop_helpers=not await controller.reconciler.open_attempts())
         return 0
     return await _suspend(controller, signals)
 

@@ -81,6 +81,8 @@ class LocalExecutor:
         self._config = config
         self._command = command
         self._environment = node_environment(os.environ if environment is None else environment)
+        # What a node may count on between SIGTERM and SIGKILL; it saves only where that is long enough.
+        self._environment["LUTHIER_TERM_GRACE_SECONDS"] = f"{config.stop_grace_seconds:g}"
         self._cores = cores or len(os.sched_getaffinity(0))
         self._nodes: dict[tuple[str, int], _Node] = {}
         self._wake = asyncio.Event()

@@ -32,9 +32,12 @@ class Zygotes:
         self._starting: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, device: str) -> None:
-        """Ask for a zygote for `device`; returns at once. A failure is logged: the agent reports it where it matters."""
+        """Ask for a zygote for `device` unless one runs; returns at once. A failure is logged: the agent reports it where it matters.
+
+        One that runs may be of an older environment; then the agent starts the right one itself.
+        """
         task = self._starting.get(device)
-        if task is None or task.done():
+        if (task is None or task.done()) and not self.running(device):
             self._starting[device] = asyncio.create_task(self._start(device), name=f"zygote-{device}")
 
     async def _start(self, device: str) -> None:
@@ -57,9 +60,9 @@ class Zygotes:
         if code != 0:
             _log.warning("the zygote's start ended with exit code %s; its log is below %s", code, self._home)
 
-    def running(self) -> list[Identity]:
-        """Zygotes that live in the folder."""
-        found = [Identity.read(p) for p in sorted(self._home.glob("*/zygote.json"))]
+    def running(self, device: str = "") -> list[Identity]:
+        """Zygotes that live in the folder, of one device or of all."""
+        found = [Identity.read(p) for p in sorted(self._home.glob(f"{device or '*'}-*/zygote.json"))]
         return [i for i in found if i is not None and i.lives()]
 
     async def close(self, *, stop: bool) -> None:
