@@ -23,7 +23,7 @@ from luthier.trainer_node.data.template import NothingToLearn, Piece, Template, 
 __all__ = ["Encoder", "LengthPolicy", "Tally", "Verdict", "tokenise"]
 
 Verdict = Literal["ok", "truncated", "too_long", "nothing_to_learn", "template_error", "malformed"]
-LengthPolicy = Literal["truncate_right", "truncate_left", "drop", "split"]
+LengthPolicy = Literal["auto", "truncate_right", "truncate_left", "drop", "split"]
 
 BAD: tuple[Verdict, ...] = ("malformed", "template_error", "nothing_to_learn")
 """Verdicts that `on_bad_row` is about. Rows that are too long are left out by the length policy."""
@@ -191,7 +191,7 @@ def _fitted(
     if length <= max_length:
         tally.add("ok", raw)
         return [(ids, learned)]
-    if overlong == "split" and row.shape == "text":
+    if overlong in ("auto", "split") and row.shape == "text":
         tally.add("ok", raw)
         cuts = range(0, length, max_length)
         parts = [(ids[cut : cut + max_length], learned[cut : cut + max_length]) for cut in cuts]

@@ -82,7 +82,7 @@ class DataSpec(_Part):
     columns: dict[str, str] = Field(default_factory=dict, max_length=16)
     on_bad_row: Literal["fail", "skip"] = "fail"
     bad_row_threshold: float = Field(default=0.1, ge=0, le=1)
-    overlong: Literal["truncate_right", "truncate_left", "drop", "split"] = "truncate_right"
+    overlong: Literal["auto", "truncate_right", "truncate_left", "drop", "split"] = "auto"
     system_prompt: str | None = None
     recipes: tuple[DataRecipeSpec, ...] = Field(default=(), max_length=16)
 

@@ -83,11 +83,13 @@ class Data(_message.Message):
         LENGTH_POLICY_TRUNCATE_LEFT: _ClassVar[Data.LengthPolicy]
         LENGTH_POLICY_DROP: _ClassVar[Data.LengthPolicy]
         LENGTH_POLICY_SPLIT: _ClassVar[Data.LengthPolicy]
+        LENGTH_POLICY_AUTO: _ClassVar[Data.LengthPolicy]
     LENGTH_POLICY_UNSPECIFIED: Data.LengthPolicy
     LENGTH_POLICY_TRUNCATE_RIGHT: Data.LengthPolicy
     LENGTH_POLICY_TRUNCATE_LEFT: Data.LengthPolicy
     LENGTH_POLICY_DROP: Data.LengthPolicy
     LENGTH_POLICY_SPLIT: Data.LengthPolicy
+    LENGTH_POLICY_AUTO: Data.LengthPolicy
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]

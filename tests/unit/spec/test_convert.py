@@ -85,7 +85,7 @@ SPECS = st.builds(
         validation=_sources,
         validation_fraction=_floats(0, 0.5),
         on_bad_row=st.sampled_from(["fail", "skip"]),
-        overlong=st.sampled_from(["truncate_right", "truncate_left", "drop", "split"]),
+        overlong=st.sampled_from(["auto", "truncate_right", "truncate_left", "drop", "split"]),
         system_prompt=st.none() | _text,
         recipes=st.lists(st.builds(models.DataRecipeSpec, name=_name, params=_params), max_size=2).map(tuple),
     ),

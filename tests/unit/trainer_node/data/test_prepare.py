@@ -189,10 +189,13 @@ def test_prompts_without_room_for_an_answer_are_not_lost_quietly(prepared: Prepa
     assert 30 == len(prepared(write("many.jsonl", many), overlong="truncate_left"))
 
 
-def test_long_documents_are_split_without_losing_a_token(prepared: Prepare, write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("overlong", ["auto", "split"])
+def test_long_documents_are_split_without_losing_a_token(
+    prepared: Prepare, write: Write, tokenizer: PreTrainedTokenizerFast, overlong: str
+) -> None:
     """The parts in order are the document."""
     text = "the quick brown fox jumps over the lazy dog " * 5
-    rows = prepared(write("a.txt", text), max_length=16, overlong="split")
+    rows = prepared(write("a.txt", text), max_length=16, overlong=overlong)
     together = np.concatenate([rows.row(index)[0] for index in range(len(rows))]).tolist()
 
     assert [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] == together
