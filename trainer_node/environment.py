@@ -66,6 +66,8 @@ def zygote_environment(present: Mapping[str, str], home: Path, device: str) -> d
     kept.setdefault("PATH", os.defpath)
     return {
         **kept,
+        # the zygote must not touch the CUDA driver, which cannot be used after a fork; ranks are shown their devices
+        "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": device,
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
@@ -76,7 +78,6 @@ def zygote_environment(present: Mapping[str, str], home: Path, device: str) -> d
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONNOUSERSITE": "1",
         "PYTHONUNBUFFERED": "1",
-        # counting devices must not initialise the CUDA driver: it cannot be used after a fork
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",

@@ -11,6 +11,7 @@ import fcntl
 import ipaddress
 import json
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -219,7 +220,10 @@ def _peers() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What gloo or NCCL says, without its source file and its advice."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = re.sub(r"^\[[^\]]*\.(cc|cpp|h|hpp):\d+\]\s*", "", line)
+    return line.partition(". This is typically caused by")[0]
 
 
 def _bytes_tensor(data: bytes, size: int) -> Tensor:

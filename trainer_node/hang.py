@@ -52,7 +52,9 @@ class HangWatch:
 
     def beat(self, rank: int, section: Section, now: float) -> None:
         """A sign of life; `section` is what the rank does from now on."""
-        state = self._ranks[rank]
+        state = self._ranks.get(rank)
+        if state is None:  # said before it was known to be gone
+            return
         silence = now - state.since
         self._longest[state.section] = max(self._longest.get(state.section, 0.0), silence)
         self._seen[state.section] = self._seen.get(state.section, 0) + 1
@@ -71,7 +73,8 @@ class HangWatch:
 
     def silence(self, rank: int, now: float) -> float:
         """Seconds since the last sign of life."""
-        return now - self._ranks[rank].since
+        state = self._ranks.get(rank)
+        return 0.0 if state is None else now - state.since
 
     def check(self, rank: int, now: float) -> Verdict:
         """Call about once a second, after everything that the rank has sent was read."""

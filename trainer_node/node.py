@@ -70,7 +70,10 @@ class NodeTimers:
 def run_node(launch: NodeLaunch, node_dir: Path, preflight: Callable[[], Preflight]) -> tuple[int, str]:
     """Run until the node is done; returns its exit code and a sentence. `preflight` blocks until the checks are done."""
     logging.basicConfig(
-        filename=agent_log(node_dir), level=logging.INFO, format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+        filename=agent_log(node_dir),
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
     )
     set_subreaper(True)
     return asyncio.run(Node(launch, node_dir, preflight).run())
@@ -178,8 +181,10 @@ class Node:
         generation = formed.fence.generation
         if formed.fence.attempt != self._launch.attempt or generation <= self._generation or self._leaving or self._report.finished:
             return
-        if self._alive():  # ranks of an older generation: the controller has closed it
+        if self._alive():  # of an older generation, which the controller has closed: their last words come first
             self._kill_ranks("reaped")
+            asyncio.get_running_loop().call_later(0.05, self._put, self._formed, formed)
+            return
         self._generation = generation
         self._ranks = {rank: r for rank, r in self._ranks.items() if r.alive}
         self._ready, self._ready_due = None, False

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from luthier.errors import JobEnd
+from luthier.errors import JobEnd, SpecError
 from luthier.spec.models import JobSpec
 from luthier.trainer_node.channel import JsonChannel, watch_lifeline
 from luthier.trainer_node.context import LeaveRequested, PeerLost, RankContext
@@ -82,6 +82,8 @@ def exit_of(error: BaseException) -> tuple[int, str]:
         return LEFT, ""
     if isinstance(error, JobEnd):
         return error.exit_code, str(error)
+    if isinstance(error, SpecError):
+        return CONFIGURATION, str(error)
     if isinstance(error, PeerLost) or is_collective_error(error):
         return PEER_LOST, f"Another rank ended: {_one_line(error)}"
     if _is_memory_error(error):
@@ -125,6 +127,8 @@ def _take_over(launch: RankLaunch, log: int) -> None:
     set_rank_environment(launch)
     if launch.node.devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in launch.node.devices)
+    elif launch.device.startswith("cuda"):
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # all that the machine has; the zygote saw none
 
 
 def _run_plan(

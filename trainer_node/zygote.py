@@ -3,7 +3,8 @@
 Run as `python -P -m luthier.trainer_node.zygote DIR [--device cpu|cuda] [--idle-seconds N] [--detach]`. It lives in
 `DIR/<environment>/` (see `luthier.trainer_node.environment`): a lock that only one zygote holds, a socket, `zygote.json`, a log. A second
 start exits 0 at once. It runs no tensor operation, opens no CUDA context and starts no thread, so that a fork is safe; it holds no
-job data. It outlives controllers and agents, kills the ranks of an agent whose connection closes, and goes away when idle.
+job data. It outlives controllers and agents, kills the ranks of an agent whose connection closes, and goes away when idle or when other
+code is installed.
 
 Protocol, in JSON lines over a unix stream socket, same user only: `{"op": "fork", "id": n, "launch": RankLaunch}` with four
 descriptors (channel, lifeline, log, listener or /dev/null); answers `{"id": n, "pid": p}` with a pidfd, and later
@@ -35,6 +36,9 @@ from luthier.trainer_node.launch import RankDescriptors, RankLaunch
 from luthier.trainer_node.preimport import import_everything
 
 __all__ = ["Zygote", "main", "take_lock"]
+
+_LOOK_SECONDS = 30.0
+"""An idle zygote looks so often whether its code is still what is installed; if not, nobody will ask it again."""
 
 _MAX_REQUEST = 64 << 20
 """Bytes of one request; a specification is a few kilobytes."""
@@ -96,6 +100,7 @@ class Zygote:
 
     def __init__(self, home: Path, idle_seconds: float, run_rank: Callable[[RankLaunch, RankDescriptors], NoReturn]) -> None:
         self._home = home
+        self._device = home.name.partition("-")[0]
         self._idle_seconds = idle_seconds
         self._run_rank = run_rank
         self._connections: dict[int, _Connection] = {}
@@ -114,9 +119,9 @@ class Zygote:
                 wait = None
             else:
                 left = self._idle_seconds - (time.monotonic() - idle_since)
-                if left <= 0:
+                if left <= 0 or environment_home(self._home.parent, self._device) != self._home:
                     break
-                wait = left * 1000
+                wait = min(left, _LOOK_SECONDS) * 1000
             for descriptor, events in self._poll.poll(wait):
                 if descriptor == self._listener.fileno():
                     self._accept()

@@ -58,7 +58,7 @@ class Group:
         self.ranks: list[LocalRank] = []
         self._client = client
         self._world_size = world_size
-        spec = {"method": {"name": "sft"}, "env": {"SCRIPT": script, "GREETING": "hello"}}
+        spec = changes.pop("spec", {"method": {"name": "sft"}, "env": {"SCRIPT": script, "GREETING": "hello"}})
         self._node = NodeLaunch("uid", "job", "me", 1, 0, 1, world_size, "", "", str(directory), spec, threads_per_rank=2)
         self._changes = changes
 
@@ -235,7 +235,37 @@ def test_an_idle_zygote_goes_away_and_cleans_up(tmp_path: Path) -> None:
     process = start_zygote(base, 0.3)
 
     assert 0 == process.wait(timeout=SECONDS)
-    assert ["zygote.lock"] == sorted(p.name for p in environment_home(base, "cpu").iterdir() if p.name != "extensions")
+    assert ["zygote.lock"] == sorted(p.name for p in base.glob("*/*"))
+
+
+def test_an_idle_zygote_whose_code_was_replaced_goes_away(tmp_path: Path) -> None:
+    """Nobody would ask it again: agents look for the zygote of what is installed now."""
+    (tmp_path / "cpu-older").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from luthier.trainer_node.zygote import Zygote;"
+        "Zygote(Path(sys.argv[1]), 600.0, print).serve()"
+    )
+    started = subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path / "cpu-older")], timeout=SECONDS, check=False)
+
+    assert 0 == started.returncode
+    assert [] == list((tmp_path / "cpu-older").iterdir())
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(180)
+async def test_the_real_zygote_leaves_the_process_tree_and_its_ranks_run_real_plans(zygote_dir: Path, tmp_path: Path) -> None:
+    """Started on demand, detached, single-threaded after all imports; a plan that cannot be made ends with 64 and says why."""
+    client = await ensure_zygote(zygote_dir)
+    facts = json.loads((environment_home(zygote_dir, "cpu") / "zygote.json").read_text())
+    group = await Group(client, tmp_path, 1, "", spec={"method": {"name": "sfd"}}).start()
+    (end,) = await group.finish()
+    client.close()
+
+    parent = int(Path(f"/proc/{facts['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    assert parent != os.getpid()
+    assert 1 == facts["threads"]
+    assert 64 == end.code
+    assert "there is no method 'sfd'" in end.message and "did you mean 'sft'?" in end.message
 
 
 @pytest.mark.asyncio
