@@ -258,7 +258,11 @@ class LocalExecutor:
     def _adopt(self, launch: str, index: int, folder: Path) -> bool:
         """Take over a folder of an earlier controller. False when nothing ever ran in it."""
         node = _Node(launch, index, folder, _devices(folder))
-        if not (folder / "pid.json").exists() and not (folder / "exit.json").exists() and lock_holder(folder / "lock") is None:
+        if (
+            not (folder / "pid.json").exists()
+            and not (folder / "exit.json").exists()
+            and lock_holder(folder / "lock", named=folder) is None
+        ):
             return False
         self._nodes[launch, index] = node
         self._find(node)
@@ -267,7 +271,7 @@ class LocalExecutor:
     def _find(self, node: _Node) -> None:
         """Look up the process of a folder."""
         identity = Identity.read(node.directory / "pid.json")
-        if identity is None and (holder := lock_holder(node.directory / "lock")) is not None:
+        if identity is None and (holder := lock_holder(node.directory / "lock", named=node.directory)) is not None:
             identity = Identity.of(holder)
         node.identity = identity
         pidfd = open_process(identity) if identity is not None else None
@@ -293,7 +297,7 @@ class LocalExecutor:
         """The agent's process is over: learn why, end what it left behind, say so."""
         self._unwatch(node)
         code = node.process.wait() if node.process is not None else None
-        holder = lock_holder(node.directory / "lock")
+        holder = lock_holder(node.directory / "lock", named=node.directory)
         if holder is not None and node.identity is not None and holder != node.identity.pid:
             # The process that ended gave way to an agent that an earlier controller had started in this folder.
             node.process, node.identity = None, Identity.of(holder)

@@ -140,8 +140,11 @@ def kill_tree(identity: Identity) -> int:
     return hit
 
 
-def lock_holder(path: Path) -> int | None:
-    """Pid of the process that holds a flock on `path`, without touching the lock; None when nobody does."""
+def lock_holder(path: Path, *, named: Path) -> int | None:
+    """Pid of the process that holds a flock on `path` and has the folder `named` in its command line; None when nobody does.
+
+    Read from the kernel's list: to try the lock would disturb a process that is just about to take it.
+    """
     try:
         inode = path.stat().st_ino
     except FileNotFoundError:
@@ -150,8 +153,7 @@ def lock_holder(path: Path) -> int | None:
         fields = line.split()
         if "->" not in fields and len(fields) >= 8 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
             pid = int(fields[4])
-            command = _command(pid)
-            if pid > 0 and str(path.parent) in command:
+            if pid > 0 and str(named) in _command(pid):
                 return pid
     return None
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from luthier.controller.executors.processes import Identity, open_process, send
+from luthier.controller.executors.processes import Identity, lock_holder, open_process, send
 
 __all__ = ["Zygotes"]
 
@@ -61,9 +61,14 @@ class Zygotes:
             _log.warning("the zygote's start ended with exit code %s; its log is below %s", code, self._home)
 
     def running(self, device: str = "") -> list[Identity]:
-        """Zygotes that live in the folder, of one device or of all."""
-        found = [Identity.read(p) for p in sorted(self._home.glob(f"{device or '*'}-*/zygote.json"))]
-        return [i for i in found if i is not None and i.lives()]
+        """Zygotes that live in the folder, of one device or of all; also those that are still loading."""
+        found = []
+        for lock in sorted(self._home.glob(f"{device or '*'}-*/zygote.lock")):
+            holder = lock_holder(lock, named=self._home)
+            identity = Identity.of(holder) if holder is not None else None
+            if identity is not None:
+                found.append(identity)
+        return found
 
     async def close(self, *, stop: bool) -> None:
         """Wait for starts under way; with `stop` end the zygotes, when the folder is ours."""

@@ -136,7 +136,8 @@ async def observed(executor: LocalExecutor, state: str, name: str = "j1-a1", ind
 
 async def running(world: World, executor: LocalExecutor, index: int = 0) -> int:
     """Wait until an agent runs in its folder; its pid."""
-    await until((world.folder(index) / "starts").exists, "the agent did not start")
+    starts = world.folder(index) / "starts"
+    await until(lambda: starts.exists() and starts.read_text(), "the agent did not start")
     return int((await observed(executor, "running", index=index)).handle)
 
 
@@ -167,7 +168,8 @@ async def test_a_second_agent_in_a_folder_gives_way(world: World) -> None:
     launch = world.launch(executor)
     world.folder().mkdir(parents=True)
     first = subprocess.Popen([sys.executable, "-S", str(world.root / "agent.py"), str(world.folder()), "wait"], start_new_session=True)
-    await until((world.folder() / "starts").exists, "the first agent did not start")
+    starts = world.folder() / "starts"
+    await until(lambda: starts.exists() and starts.read_text(), "the first agent did not start")
     await executor.launch(launch)
     node = await observed(executor, "running")
     await until(lambda: is_alive(first.pid), "the first agent lives")
