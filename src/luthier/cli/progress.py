@@ -165,7 +165,7 @@ def follow(
     view = _view(names, quiet)
     stream = client.jobs.watch(*names, timeout_seconds=timeout_seconds)
     try:
-        with contextlib.closing(stream):  # type: ignore[type-var]
+        with contextlib.closing(stream):
             for message in stream:
                 if not message.HasField("job"):
                     gone = job_id_of(message.event.job)

@@ -43,16 +43,19 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
             if question and not messages.confirm(question, yes=arguments.yes):
                 messages.note("nothing was changed", quiet=arguments.quiet)
                 return exits.ERROR
+        before = [job.done for job in found]
         jobs = [_steer(client, verb, job, arguments) for job in found]
     if arguments.output in ("json", "yaml"):
         output.print_messages(arguments.output, [output.plain(job.pb) for job in jobs], single=len(jobs) == 1)
         return exits.OK
-    for job in jobs:
+    for ended, job in zip(before, jobs, strict=True):
         output.write(f"{job.name}\n")
         if verb == "delete":
             messages.note(f"job {job.name} and what it stored are deleted", quiet=arguments.quiet)
-        elif job.done:
+        elif ended and job.done:
             messages.note(f"job {job.name} is {job.state} already; nothing changed", quiet=arguments.quiet)
+        elif job.done:
+            messages.note(f"job {job.name} is {job.state}", quiet=arguments.quiet)
         else:
             messages.note(f"job {job.name} {_DONE[verb]}; it is {job.state}", quiet=arguments.quiet)
     return exits.OK
