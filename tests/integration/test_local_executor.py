@@ -52,7 +52,6 @@ if how in ("tree", "deaf"):
     sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
     subprocess.Popen(sleeper)
     subprocess.Popen(["sh", "-c", "sleep 600 & wait"], start_new_session=how == "deaf")
-    open(folder + "/grown", "w").close()
 while True:
     time.sleep(600)
 """
@@ -141,6 +140,13 @@ async def running(world: World, executor: LocalExecutor, index: int = 0) -> int:
     return int((await observed(executor, "running", index=index)).handle)
 
 
+async def grown(pid: int) -> list[int]:
+    """Wait until an agent has started its three descendants; their pids."""
+    identity = Identity.of(pid)
+    assert identity is not None
+    return [i.pid for i in await until(lambda: len(found := descendants(identity)) >= 3 and found, "the tree did not grow")]
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs."""
     return Identity.of(pid) is not None
@@ -211,15 +217,11 @@ async def test_a_kill_is_observed_and_takes_the_tree_along(world: World) -> None
     executor = await world.executor()
     await executor.launch(world.launch(executor))
     pid = await running(world, executor)
-    await until((world.folder() / "grown").exists, "the agent has no children yet")
-    identity = Identity.of(pid)
-    assert identity is not None
-    tree = [i.pid for i in descendants(identity)]
+    tree = await grown(pid)
     os.kill(pid, signal.SIGKILL)
     node = await observed(executor, "gone")
 
     assert node.exit_code == -9
-    assert len(tree) >= 3
     await until(lambda: not any(is_alive(p) for p in tree), "children of a dead agent live on")
 
 
@@ -230,17 +232,14 @@ async def test_stop_asks_and_then_kills_the_whole_tree(world: World) -> None:
     executor = await world.executor()
     await executor.launch(world.launch(executor))
     pid = await running(world, executor)
-    await until((world.folder() / "grown").exists, "the agent has no children yet")
-    identity = Identity.of(pid)
-    assert identity is not None
-    tree = [i.pid for i in descendants(identity)]
+    tree = await grown(pid)
     await executor.stop("j1-a1", timedelta(seconds=60))
     await executor.stop("j1-a1", timedelta(seconds=60))
     assert is_alive(pid)
     await executor.stop("j1-a1", timedelta(0))
     node = await observed(executor, "gone")
 
-    assert (node.exit_code, len(tree) >= 3) == (-9, True)
+    assert node.exit_code == -9
     await until(lambda: not any(is_alive(p) for p in tree), "descendants live on")
 
 
