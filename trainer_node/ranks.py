@@ -53,6 +53,8 @@ class LocalRank:
     last_words: tuple[int, str] | None = None
     killed_as: str = ""
     """ "reaped" or "hung" when the agent killed it."""
+    was_stopped: bool = False
+    """The process was stopped by a signal when it was found hung."""
     end: RankEnd | None = None
     _channel: socket.socket | None = None
     _lifeline: int = -1
@@ -78,6 +80,8 @@ class LocalRank:
         """SIGKILL; a blocked rank hears nothing else."""
         if self.alive and not self.killed_as:
             self.killed_as = why
+        if why == "hung":
+            self.was_stopped = _is_stopped(self.process.pid)
         if self.alive:
             self.process.kill(signal.SIGKILL)
 
@@ -121,7 +125,8 @@ class LocalRank:
 
     def _explain(self, code: int) -> str:
         if self.killed_as == "hung":
-            return f"silent for too long in section {self.section} at step {self.step}; killed after its stacks were written to its log"
+            stopped = "; its process had been stopped by a signal" if self.was_stopped else ""
+            return f"silent for too long in section {self.section} at step {self.step}{stopped}; its stacks are in its log"
         if self.killed_as:
             return "killed on request of the controller"
         if code == UNKNOWN_EXIT:
@@ -185,6 +190,12 @@ async def start_rank(zygote: ZygoteClient, launch: RankLaunch, listener: int | N
     rank = LocalRank(launch.rank, launch.local_rank, node_dir, process)
     rank._channel, rank._lifeline, rank._oom_kills = ours, write_end, kills
     return rank
+
+
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
 
 
 def _oom_kills() -> int:

@@ -396,6 +396,21 @@ async def test_a_silent_rank_is_dumped_killed_and_reported_as_hung(nodes: Nodes)
 
 
 @pytest.mark.asyncio
+async def test_a_stopped_rank_is_found_hung_and_said_to_be_stopped(nodes: Nodes) -> None:
+    """A collective never notices a stopped peer; the agent does, and says what it saw."""
+    controller = nodes.controller
+    await nodes.start("start steps:2000", hang=1.0)
+    await nodes.formed()
+    await controller.until(lambda: len(controller.samples) > 5, "samples")
+    (pid,) = _ranks_of(nodes.root / "n0")
+    os.kill(pid, signal.SIGSTOP)
+    (end,) = await controller.until(lambda: controller.of(0, "rank_exited"), "the end of the stopped rank")
+
+    assert (-9, True) == (end.code, end.hung)
+    assert "its process had been stopped by a signal" in end.message
+
+
+@pytest.mark.asyncio
 async def test_stacks_are_reported_on_request(nodes: Nodes) -> None:
     """dump_stacks answers with the stack of every thread of every rank, although the rank sleeps."""
     controller = nodes.controller

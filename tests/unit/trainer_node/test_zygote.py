@@ -19,6 +19,7 @@ import pytest
 from luthier.trainer_node.environment import environment_home, zygote_environment
 from luthier.trainer_node.forking import ZygoteClient, ZygoteFailed, ensure_zygote
 from luthier.trainer_node.launch import NodeLaunch, RankLaunch
+from luthier.trainer_node.orphans import Reaper, set_subreaper
 from luthier.trainer_node.ranks import LocalRank, RankEnd, start_rank
 
 pytestmark = pytest.mark.zygote
@@ -165,6 +166,23 @@ async def test_the_exit_code_is_known_from_the_channel_when_the_zygote_was_kille
     assert client.closed
     with pytest.raises(ZygoteFailed, match="gone"):
         await Group(client, tmp_path / "c", 1, "").start()
+
+
+@pytest.mark.asyncio
+async def test_a_subreaper_knows_how_a_rank_ended_although_its_zygote_was_killed(
+    own_zygote: tuple[Path, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Where the agent owns the zygote, orphaned ranks become its children and the system tells their status."""
+    base, process = own_zygote
+    set_subreaper(True)
+    try:
+        client = await ensure_zygote(base, reaper=Reaper())
+        group = await Group(client, tmp_path, 1, "sleep:0.5 kill:9").start()
+        process.kill()
+
+        assert [RankEnd(-9, "killed by signal SIGKILL")] == await group.finish()
+    finally:
+        set_subreaper(False)
 
 
 @pytest.mark.asyncio
