@@ -144,7 +144,8 @@ async def grown(pid: int) -> list[int]:
     """Wait until an agent has started its three descendants; their pids."""
     identity = Identity.of(pid)
     assert identity is not None
-    return [i.pid for i in await until(lambda: len(found := descendants(identity)) >= 3 and found, "the tree did not grow")]
+    await until(lambda: len(descendants(identity)) >= 3, "the tree did not grow")
+    return [i.pid for i in descendants(identity)]
 
 
 def is_alive(pid: int) -> bool:
