@@ -36,7 +36,9 @@ def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     follow.add_argument(
         "--wait", action="store_true", help="wait for the jobs with a progress bar; exit 6 or 7 when one failed or was cancelled"
     )
-    follow.add_argument("--follow", action="store_true", help="print the logs of the jobs while they run, one after the other; then as with --wait")
+    follow.add_argument(
+        "--follow", action="store_true", help="print the jobs' logs while they run, one after the other; then as with --wait"
+    )
     output_arguments(parser, ("table", "json", "yaml", "name"))
     connection_arguments(parser)
 
