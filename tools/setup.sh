@@ -37,22 +37,25 @@ rm -f "$stamp"
 pip() {
   "$venv/bin/python" -m pip --disable-pip-version-check "$@" || {
     fail "pip could not install what constraints.txt pins (its own message is above)" \
-      "check the network, the index (pip config list) and the free disk space (about 8 GB with a CUDA build of torch), then run make setup again"
+      "check the network, the index (pip config list) and the free disk space (several GB with a CUDA build of torch), then run make setup again"
   }
 }
 
+# On a terminal pip shows its progress; elsewhere one line per part is enough.
+quiet=--quiet
+[ ! -t 1 ] || quiet=
 started=$SECONDS
 echo "setup: 1/3 torch (the longest download)"
-pip install --quiet --constraint constraints.txt setuptools wheel ninja packaging numpy
-pip install --quiet --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
+pip install $quiet --constraint constraints.txt setuptools wheel ninja packaging numpy
+pip install $quiet --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 
 # deepspeed is published as source only. Without isolation its build sees the torch above instead of fetching another one, and no
 # op is compiled: Luthier never builds one at job start either.
 echo "setup: 2/3 deepspeed"
-DS_BUILD_OPS=0 pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
+DS_BUILD_OPS=0 pip install $quiet --constraint constraints.txt --no-build-isolation deepspeed
 
 echo "setup: 3/3 luthier and the rest"
-pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'
+pip install $quiet --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'
 
 printf '%s\n' "$want" >"$stamp"
 echo "setup: done in $((SECONDS - started)) s"
