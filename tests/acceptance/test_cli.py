@@ -234,7 +234,7 @@ def test_a_taken_name_is_refused_with_the_fix(luthier: Run, tmp_path: Path, name
 
     assert 1 == taken.returncode
     assert "where: job.yaml:1\n" in taken.stderr
-    assert f"--name OTHER, --suffix TEXT or --generate-name, or remove the old job with `luthier delete {name}`" in taken.stderr
+    assert f"submit with --suffix 2, --name OTHER or --generate-name, or remove the old job with `luthier delete {name}`" in taken.stderr
     assert (0, f"{name}-b\n") == (other.returncode, other.stdout)
     assert generated.stdout.startswith(f"{name}-")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import secrets
 import sys
 from collections.abc import Callable
@@ -49,12 +50,12 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
 
     pipeline = _load(arguments)
     with connect(arguments) as client:
-        checked = _explained(lambda: client.jobs.check(pipeline), pipeline)
+        checked = _explained(client, lambda: client.jobs.check(pipeline), pipeline)
         if arguments.dry_run:
             _print(arguments, checked)
             messages.note(f"{len(checked)} job(s) checked; nothing was changed", quiet=arguments.quiet)
             return exits.OK
-        jobs = _explained(lambda: client.jobs.start(pipeline, progress=_upload_progress(arguments.quiet)), pipeline)
+        jobs = _explained(client, lambda: client.jobs.start(pipeline, progress=_upload_progress(arguments.quiet)), pipeline)
         _print(arguments, jobs)
         sys.stdout.flush()
         names = [job.name for job in jobs]
@@ -93,23 +94,26 @@ def _random_suffix() -> str:
     return "".join(secrets.choice("bcdfghjkmnpqrstvwxz23456789") for _ in range(5))
 
 
-def _explained(call: Callable[[], list[Job]], pipeline: Pipeline) -> list[Job]:
+def _explained(client: Client, call: Callable[[], list[Job]], pipeline: Pipeline) -> list[Job]:
     """Run a call; a taken name is told with its line and the ways out."""
     from luthier.errors import Conflict
 
     try:
         return call()
     except Conflict as error:
-        if error.reason == "JOB_ID_TAKEN":
-            taken = next((d for d in pipeline.documents if d.job_id and d.job_id in error.message.replace("'", " ").split()), None)
-            taken = taken or next((d for d in pipeline.documents if d.job_id == error.metadata.get("name", "").rpartition("/")[2]), None)
-            if taken is not None:
-                error.where = taken.where("job_id")
-                other = (
-                    "--suffix TEXT or --generate-name" if len(pipeline.documents) > 1 else "--name OTHER, --suffix TEXT or --generate-name"
-                )
-                error.fix = f"submit with {other}, or remove the old job with `luthier delete {taken.job_id}`"
+        taken = next((d for d in pipeline.documents if d.job_id and d.job_id == error.metadata.get("job")), None)
+        if error.reason == "JOB_ID_TAKEN" and taken is not None:
+            error.where = taken.where("job_id")
+            free = f"--suffix {_free_suffix(client, pipeline)}"
+            other = f"{free} or --generate-name" if len(pipeline.documents) > 1 else f"{free}, --name OTHER or --generate-name"
+            error.fix = f"submit with {other}, or remove the old job with `luthier delete {taken.job_id}`"
         raise
+
+
+def _free_suffix(client: Client, pipeline: Pipeline) -> int:
+    """The smallest number that makes every name of the pipeline free."""
+    used = {job.name for job in client.jobs.list(limit=5000)}
+    return next(n for n in itertools.count(2) if not any(f"{d.job_id}-{n}" in used for d in pipeline.documents))
 
 
 def _upload_progress(quiet: bool) -> Callable[[str, int, int], None] | None:

@@ -24,7 +24,7 @@ def arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR",
         help="directory that jobs may read as NAME:path (default: cwd and home); with one --root only those given",
     )
-    parser.add_argument("--slots", type=whole, metavar="N", help="CPU ranks that may run at once (default: the cores, at least 8)")
+    parser.add_argument("--slots", type=whole, metavar="N", help="CPU ranks that may run at once (default: the cores, at least 4)")
     parser.add_argument("--no-prewarm", action="store_true", help="do not load the trainer's libraries before the first job")
     parser.add_argument("--insecure", action="store_true", help="allow an address that is not loopback, without TLS")
 
