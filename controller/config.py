@@ -94,9 +94,9 @@ class ControllerConfig:
     roots: Mapping[str, Path] = field(default_factory=dict)
     """Directories that jobs may read as `name:relative/path`. Empty by default: an operator opens what is meant to be open."""
 
-    cpu_slots: int = field(default_factory=lambda: max(8, os.cpu_count() or 1))
-    """CPU ranks that may run at once, over all jobs. At least 8 even on a small machine, because CPU ranks can share cores: a
-    2-node job must start on a laptop."""
+    cpu_slots: int = field(default_factory=lambda: max(4, os.cpu_count() or 1))
+    """CPU ranks that may run at once, over all jobs. At least 4 even on a small machine, because CPU ranks can share cores: a
+    2-node job must start on a laptop; not many more, because ranks that share cores make every job late."""
 
     accelerators: tuple[int, ...] = field(default_factory=detect_accelerators)
     """Indices of the GPUs that jobs may use; one GPU per rank."""

@@ -54,11 +54,11 @@ def test_roots_must_exist(tmp_path: Path) -> None:
             ControllerConfig(state_dir=tmp_path, accelerators=(), roots=roots).checked()
 
 
-def test_a_small_machine_still_has_eight_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_machine_still_has_four_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU ranks can share cores: a laptop of two cores runs a job of two nodes beside another one."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
-    assert ControllerConfig(accelerators=()).cpu_slots == 8
+    assert ControllerConfig(accelerators=()).cpu_slots == 4
 
 
 def test_the_state_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
