@@ -34,9 +34,9 @@ class Up:
     token: str
 
 
-def start(state_dir: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
-    """Start `luthier up` on free ports and wait until it can be found."""
-    command = [*LUTHIER, "up", "--listen", "127.0.0.1:0", "--state-dir", str(state_dir), "--no-prewarm", *words]
+def start(state_dir: Path, log: Path, *words: str, listen: str = "127.0.0.1:0") -> subprocess.Popen[bytes]:
+    """Start `luthier up` and wait until it can be found."""
+    command = [*LUTHIER, "up", "--listen", listen, "--state-dir", str(state_dir), "--no-prewarm", *words]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=CLEAN, start_new_session=True)
     deadline = time.monotonic() + 60
@@ -491,3 +491,27 @@ def test_ctrl_c_stops_a_controller(tmp_path: Path) -> None:
 
     assert process.wait(30) in (0, 130)
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_waiting_survives_a_restart_of_the_controller(tmp_path: Path) -> None:
+    """`wait` goes on when the controller comes back, and sees what happened meanwhile."""
+    state, log = tmp_path / "state", tmp_path / "log"
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    env = {**CLEAN, "LUTHIER_STATE_DIR": str(state)}
+    first = start(state, log, "--slots", "0")
+    address = json.loads((state / "endpoint.json").read_text())["address"]
+    subprocess.run([*LUTHIER, "submit", write(tmp_path, f"name: a\n{SPEC}"), "-q"], env=env, check=True, timeout=60)
+    waiting = subprocess.Popen([*LUTHIER, "wait", "a"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waiting.stderr is not None
+    assert waiting.stderr.readline().startswith("a  QUEUED")  # it has seen the job
+
+    first.send_signal(signal.SIGTERM)
+    assert 0 == first.wait(30)
+    (state / "endpoint.json").unlink(missing_ok=True)
+    second = start(state, log, "--slots", "0", listen=address)
+    subprocess.run([*LUTHIER, "cancel", "a", "--yes", "-q"], env=env, check=True, timeout=60)
+    out, err = waiting.communicate(timeout=60)
+    second.send_signal(signal.SIGTERM)
+    assert 0 == second.wait(30)
+
+    assert (7, "a CANCELLED\n") == (waiting.returncode, out), err

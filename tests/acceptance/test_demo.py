@@ -44,6 +44,7 @@ def check(printed: subprocess.CompletedProcess[str], state_dir: Path) -> None:
     loss = re.search(r"held-out loss +([\d.]+) +([\d.]+)", text)
     assert exact, text
     assert loss, text
+    print(exact[0], loss[0], sep="\n")
     assert float(exact[1]) <= 10
     assert float(exact[2]) >= 60
     assert float(loss[2]) < float(loss[1])

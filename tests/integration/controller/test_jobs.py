@@ -496,7 +496,7 @@ async def test_jobs_wait_for_slots_and_say_why(world: World) -> None:
     await world.until(explained, "reasons")
     shown = {n: (await world.call("GetJob", name=f"jobs/{n}")).waiting for n in ("three", "huge")}
     assert (shown["three"].position, shown["huge"].position) == (1, 0)
-    assert shown["huge"].message == "needs 5 CPU slots, the queue has 4 CPU slots: ask for fewer nodes, or start the controller with more (--slots)"
+    assert shown["huge"].message.startswith("needs 5 CPU slots, the queue has 4 CPU slots: ask for fewer nodes")
     await world.call("CancelJob", name="jobs/one")
     await world.reach("three", S.SUCCEEDED)
     assert (await world.job("huge")).state == S.QUEUED

@@ -14,6 +14,11 @@ pytestmark = pytest.mark.zygote
 STAGES = [0, 1, 2, 3]
 
 
+def mostly_slow(combinations: list[tuple[Any, ...]], fast: list[tuple[Any, ...]]) -> list[Any]:
+    """Parameters of which only some run in `make test`."""
+    return [pytest.param(*c, marks=[] if c in fast else pytest.mark.slow) for c in combinations]
+
+
 def close(one: Path, other: Path, tolerance: float) -> None:
     first, second = load_file(one), load_file(other)
     assert first.keys() == second.keys()
@@ -21,8 +26,10 @@ def close(one: Path, other: Path, tolerance: float) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    mostly_slow([(s, k) for s in STAGES for k in ("full", "lora")], [(0, "full"), (1, "full"), (2, "full"), (3, "full"), (3, "lora")]),
+)
 def test_two_ranks_equal_one_plain_process(ranks: Any, stage: int, kind: str) -> None:
     """Losses, gradient norms, weights and moments of ZeRO 0 to 3 on two ranks equal the plain engine's within float order."""
     plain = ranks("train_steps", 1, engine="plain", kind=kind, steps=5).checked()
@@ -38,7 +45,7 @@ def test_two_ranks_equal_one_plain_process(ranks: Any, stage: int, kind: str) ->
     assert sharded.results[0]["losses"] == sharded.results[1]["losses"]
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_accumulation_does_not_change_the_gradient(ranks: Any, stage: int) -> None:
     """Sixteen rows in 2 micro-batches of 8 and in 16 of 1 give the same losses and norms."""
     coarse = ranks("train_steps", 2, engine="deepspeed", stage=stage, steps=2, micro_batch_size=8).checked()
@@ -48,7 +55,7 @@ def test_accumulation_does_not_change_the_gradient(ranks: Any, stage: int) -> No
     assert coarse.results[0]["norms"] == pytest.approx(fine.results[0]["norms"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("stage", "micro_batch_size"), [(0, 1), (1, 8), (2, 1), (2, 8), (3, 1), (3, 8)])
+@pytest.mark.parametrize(("stage", "micro_batch_size"), mostly_slow([(s, m) for s in STAGES for m in (1, 8)], [(0, 8), (2, 8), (3, 1)]))
 def test_gradient_is_normalised_by_global_counts(ranks: Any, stage: int, micro_batch_size: int) -> None:
     """The gradient of unlike rows on two ranks equals the float64 gradient of the mean over all tokens, however rows are split."""
     run = ranks(
@@ -85,8 +92,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(ranks: Any, engine: str, 
     assert all(torch.isfinite(tensor).all() for tensor in load_file(run.directory / "state.safetensors").values())
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "kind"), mostly_slow([(s, k) for s in STAGES for k in ("full", "lora")], [(1, "full"), (3, "lora")]))
 def test_fragments_resume_bit_exactly(ranks: Any, stage: int, kind: str, tmp_path: Path) -> None:
     """Fragments saved after 2 of 4 steps and loaded into a new engine give the same losses and state, bit for bit."""
     common: dict[str, Any] = {"engine": "deepspeed", "stage": stage, "kind": kind, "steps": 4}
@@ -98,7 +104,12 @@ def test_fragments_resume_bit_exactly(ranks: Any, stage: int, kind: str, tmp_pat
     close(straight.directory / "state.safetensors", resumed.directory / "state.safetensors", 0.0)
 
 
-@pytest.mark.parametrize(("source", "target"), [((2, 3), (1, 0)), ((1, 0), (2, 3)), ((2, 2), (2, 3)), ((2, 1), (3, 2)), ((2, 3), (3, 3))])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    mostly_slow(
+        [((2, 3), (1, 0)), ((1, 0), (2, 3)), ((2, 2), (2, 3)), ((2, 1), (3, 2)), ((2, 3), (3, 3))], [((2, 3), (1, 0)), ((2, 1), (3, 2))]
+    ),
+)
 def test_state_moves_between_world_sizes_and_stages(ranks: Any, source: tuple[int, int], target: tuple[int, int], tmp_path: Path) -> None:
     """What (ranks, stage) saved, another (ranks, stage) carries on from within float order."""
 
@@ -111,7 +122,7 @@ def test_state_moves_between_world_sizes_and_stages(ranks: Any, source: tuple[in
     assert straight.results[0]["losses"][2:] == pytest.approx(moved.results[0]["losses"], abs=2e-6)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_bf16_keeps_fp32_masters(ranks: Any, stage: int, tmp_path: Path) -> None:
     """bf16 losses stay near fp32's, and a bf16 run resumes bit for bit from its fp32 fragments."""
     exact = ranks("train_steps", 1, engine="plain", steps=4).checked()
