@@ -192,10 +192,8 @@ def _admit_queue(demands: list[Demand], held: Sequence[Held], capacity: Slots, n
             del lines[key]
         smallest, _, _ = _slots(demand, demand.min_nodes, capacity)
         if not capacity.holds(smallest):
-            waits[demand.uid] = Wait(
-                "CAPACITY",
-                f"needs {smallest}, the queue has {capacity if capacity != Slots() else 'none'}: ask for fewer nodes, or start the controller with more (--slots)",
-            )
+            has = f"needs {smallest}, the queue has {capacity if capacity != Slots() else 'none'}"
+            waits[demand.uid] = Wait("CAPACITY", f"{has}: ask for fewer nodes, or start the controller with more (--slots)")
             continue
         # After a job that waits, `free` has nothing left of the kind that it waits for: that is the reserve.
         admission = _fitting(demand, free, capacity)
