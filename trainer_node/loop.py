@@ -82,6 +82,9 @@ class Training:
     pad_token: int
     max_length: int
     packed: bool
+    flops_per_token: float = 0.0
+    peak_flops: float | None = None
+    """Of this rank's device; None where it is not known, and then no MFU is reported."""
     state: LoopState = field(default_factory=LoopState)
     save_wanted: bool = False
     """A save was agreed on and waits for the one in flight; equal on every rank."""
@@ -437,5 +440,8 @@ class _Report:
                 for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second")
                 if math.isfinite(row[name])
             }
+            if job.peak_flops:
+                ranks = job.context.group.world_size
+                values["luthier_train_mfu_ratio"] = self._real / seconds * job.flops_per_token / (job.peak_flops * ranks)
             values |= {"luthier_train_steps_total": float(self._steps), "luthier_train_step_duration_seconds": seconds / self._steps}
         job.context.channel.gauges(values)

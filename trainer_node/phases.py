@@ -41,6 +41,7 @@ from luthier.trainer_node.fragments import write_tensors
 from luthier.trainer_node.jobview import JobView
 from luthier.trainer_node.logprobs import PhaseModels, Policy, causal_lm
 from luthier.trainer_node.loop import LoopState, Training, train
+from luthier.trainer_node.mfu import flops_per_token, peak_flops
 from luthier.trainer_node.network import base_digest, check_model, load_network, weight_files
 from luthier.trainer_node.planner import RunPlan, plan_run
 from luthier.trainer_node.rowsource import RowSource
@@ -160,7 +161,8 @@ class PhaseRunner:
             checkpoints=self._checkpoints(index, phase, plan, net, rows), evaluate=self._evaluation_of(live, phase),
             phase_index=index, total_steps=total_steps, max_tokens=max_tokens, plan_step_before=self.plan_steps, seed=self.job.seed,
             pad_token=padding_token(tokenizer.pad_token_id, tokenizer.eos_token_id), max_length=self.job.max_length,
-            packed=batches.policy == "packed",
+            packed=batches.policy == "packed", flops_per_token=flops_per_token(net),
+            peak_flops=peak_flops(context.device, plan.options.precision),
         )  # fmt: skip
         if resumed is not None:
             self._resume(training, resumed, phase, groups)
