@@ -42,7 +42,7 @@ training:
   zero_stage: 2
   optimizer: {learning_rate: 2e-3}
 resources: {nodes: 2}
-evaluation: {generate_rows: 100, max_new_tokens: 24}
+evaluation: {every_steps: 25, generate_rows: 100, max_new_tokens: 24}
 """
 
 
