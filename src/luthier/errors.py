@@ -27,8 +27,13 @@ class LuthierError(Exception):
     code: str = "INTERNAL"
     reason: str = "INTERNAL"
 
-    def __init__(self, message: str, *, fix: str = "", where: str = "", metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: str = "", fix: str = "", where: str = "", metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """`reason` replaces the class's own where one class stands for several reasons."""
         super().__init__(message)
+        if reason:
+            self.reason = reason
         self.message = message
         self.fix = fix
         self.where = where
@@ -55,10 +60,8 @@ class SpecError(LuthierError):
         where: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message, fix=fix, where=where, metadata=metadata)
+        super().__init__(message, reason=reason, fix=fix, where=where, metadata=metadata)
         self.violations = tuple(violations)
-        if reason:
-            self.reason = reason
 
 
 class NotFound(LuthierError):
@@ -80,11 +83,6 @@ class Conflict(LuthierError):
     code = "ALREADY_EXISTS"
     reason = "JOB_ID_TAKEN"
 
-    def __init__(self, message: str, *, reason: str = "", fix: str = "", metadata: Mapping[str, str] | None = None) -> None:
-        super().__init__(message, fix=fix, metadata=metadata)
-        if reason:
-            self.reason = reason
-
 
 class StaleEtag(LuthierError):
     """The record changed since the caller read it."""
@@ -99,25 +97,22 @@ class IllegalState(LuthierError):
     code = "FAILED_PRECONDITION"
     reason = "ILLEGAL_STATE"
 
-    def __init__(self, message: str, *, reason: str = "", fix: str = "", metadata: Mapping[str, str] | None = None) -> None:
-        super().__init__(message, fix=fix, metadata=metadata)
-        if reason:
-            self.reason = reason
 
-
-class Exhausted(LuthierError):
-    """A quota, rate or buffer limit is reached; try again after `retry_seconds`."""
-
-    code = "RESOURCE_EXHAUSTED"
-    reason = "RATE_LIMITED"
+class Retryable(LuthierError):
+    """The same call may succeed after `retry_seconds`."""
 
     def __init__(
         self, message: str, *, reason: str = "", retry_seconds: float = 1.0, fix: str = "", metadata: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(message, fix=fix, metadata=metadata)
+        super().__init__(message, reason=reason, fix=fix, metadata=metadata)
         self.retry_seconds = retry_seconds
-        if reason:
-            self.reason = reason
+
+
+class Exhausted(Retryable):
+    """A quota, rate or buffer limit is reached; try again after `retry_seconds`."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "RATE_LIMITED"
 
 
 class TokenExpired(LuthierError):
@@ -141,19 +136,11 @@ class Denied(LuthierError):
     reason = "PERMISSION_DENIED"
 
 
-class Unavailable(LuthierError):
+class Unavailable(Retryable):
     """The server cannot answer now; a retry is safe after `retry_seconds`."""
 
     code = "UNAVAILABLE"
     reason = "DRAINING"
-
-    def __init__(
-        self, message: str, *, reason: str = "", retry_seconds: float = 1.0, fix: str = "", metadata: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(message, fix=fix, metadata=metadata)
-        self.retry_seconds = retry_seconds
-        if reason:
-            self.reason = reason
 
 
 class DeadlineExceeded(LuthierError):
