@@ -98,7 +98,7 @@ def _run(seed: int, state_dir: Path, started: float) -> int:
     with Controller.start(state_dir) as controller:
         print(f"  service  {controller.address}, log {controller.log}", flush=True)
         with Client(controller.address, token=controller.token, state_dir=state_dir) as client:
-            number = _free_number(client)
+            number = _free_number(client, state_dir)
             directory = state_dir / f"run-{number}"
             world = write_world(seed, directory / "data")
             pipeline = write_pipeline(directory)
@@ -113,9 +113,9 @@ def _run(seed: int, state_dir: Path, started: float) -> int:
             return _report(client, list(ended.values()), world, directory, started)
 
 
-def _free_number(client: Client) -> int:
-    """The first number that no earlier run in this state directory used."""
-    used = [job.name.rpartition("-")[2] for job in client.jobs.list()]
+def _free_number(client: Client, state_dir: Path) -> int:
+    """The first number that no earlier run in this state directory used, for a job or for a folder."""
+    used = [name.rpartition("-")[2] for name in (*(job.name for job in client.jobs.list()), *(p.name for p in state_dir.glob("run-*")))]
     return 1 + max((int(text) for text in used if text.isdecimal()), default=0)
 
 

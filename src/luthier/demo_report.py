@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ def render(job: Job, world: World, *, directory: Path, adapter: Path, picture: P
     """The whole report of a tuning that succeeded."""
     result = _result(job)
     rows = len(world.rows["tune_validation.jsonl"])
-    state = shlex.quote(str(directory.parent))
+    state, luthier = _short(directory.parent), _command()
     lines = [
         "",
         f"The new task, on {rows} held-out rows about {len(world.held_out)} people that the tuning never saw:",
@@ -47,20 +49,20 @@ def render(job: Job, world: World, *, directory: Path, adapter: Path, picture: P
         f"Adapter:     {adapter}",
         f"Loss curve:  {picture}",
         "",
-        "Open it with plain peft:",
+        f"Open it with plain peft ({_short(Path(sys.executable))}):",
         "",
         *(f"    {line}" for line in open_with_peft(adapter, result.samples[0].prompt)),
         "",
         "Look around by hand (the first line in a terminal of its own):",
         "",
-        f"    luthier up --state-dir {state}",
-        f"    luthier describe {job.name} --state-dir {state}",
-        f"    luthier plot {job.name} --state-dir {state}",
+        f"    {luthier} up --state-dir {state}",
+        f"    {luthier} describe {job.name} --state-dir {state}",
+        f"    {luthier} plot {job.name} --state-dir {state}",
         "",
         "Repeat it by hand, and watch:",
         "",
-        f"    luthier submit {shlex.quote(str(directory / 'sft.yaml'))} --suffix again --state-dir {state}",
-        f"    luthier wait tune-again --state-dir {state}",
+        f"    {luthier} submit {_short(directory / 'sft.yaml')} --suffix again --state-dir {state}",
+        f"    {luthier} wait tune-again --state-dir {state}",
         "",
         f"The demo took {seconds:.0f} s.",
     ]
@@ -93,6 +95,17 @@ def _result(job: Job) -> job_pb2.Result:
     result = job.result
     assert result is not None, "only jobs that succeeded are reported"
     return result
+
+
+def _short(path: Path) -> str:
+    """For the command line: relative to the current directory where the path lies below it."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def _command() -> str:
+    """What to type for `luthier`: the word where the shell finds it, else the path beside this interpreter."""
+    return "luthier" if shutil.which("luthier") else _short(Path(sys.executable).with_name("luthier"))
 
 
 def _plain(text: str) -> str:

@@ -54,7 +54,7 @@ def check(printed: subprocess.CompletedProcess[str], state_dir: Path) -> None:
     adapter = re.search(r"^Adapter: +(.+)$", text, re.M)
     assert adapter
     assert (Path(adapter[1]) / "adapter_config.json").is_file()
-    code = re.search(r"Open it with plain peft:\n\n((?:    .+\n){3})", text)
+    code = re.search(r"Open it with plain peft \(.+\):\n\n((?:    .+\n){3})", text)
     assert code
     answered = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(code[1])], capture_output=True, text=True, timeout=SECONDS, check=False
