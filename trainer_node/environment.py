@@ -75,6 +75,8 @@ def zygote_environment(present: Mapping[str, str], home: Path, device: str) -> d
         "MKL_NUM_THREADS": "1",
         "NUMEXPR_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
+        # Threads that wait must sleep: spinning ones made ranks that share cores over ten times slower.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONNOUSERSITE": "1",
         "PYTHONUNBUFFERED": "1",

@@ -351,7 +351,7 @@ def test_the_environment_of_a_zygote_holds_no_secrets_and_fixed_settings(tmp_pat
 
     assert "secret" not in environment.values()
     assert "PYTHONPATH" not in environment
-    assert ("cpu", "1", "1", "false") == tuple(
-        environment[name] for name in ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+    assert ("cpu", "1", "1", "PASSIVE", "false") == tuple(
+        environment[name] for name in ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
     )
     assert environment == zygote_environment(environment, tmp_path, "cpu")
