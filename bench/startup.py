@@ -45,6 +45,8 @@ BATCH_SIZE = 8
 MAX_LENGTH = 512
 STEPS = 2
 PATIENCE_SECONDS = 240.0
+SETTLE_SECONDS = 2.0
+"""Before each measurement: what ran before it has ended by then, processes of other parties included."""
 NOT_SHARED = ("deepspeed", "peft", "luthier", "__editable__", "pip", "setuptools", "_distutils", "distutils")
 """Packages that the peer's environment does not take over: it would load some of them although it does not need them."""
 
@@ -182,6 +184,7 @@ async def _first_step(client: AsyncClient, name: str) -> float:
 async def _run_luthier(state: Path, folder: Path, name: str, number: int, nodes: int) -> float:
     """Submit, and wait until the job is over; seconds from the call to the end of the first step."""
     data = _make_data(folder, number)
+    await asyncio.sleep(SETTLE_SECONDS)
     async with AsyncClient(state_dir=state) as client:
         await client.methods.get("sft")  # the connection is open, as in any program that uses the SDK
         started = time.time()
@@ -193,6 +196,7 @@ async def _run_command(state: Path, folder: Path, name: str, number: int) -> flo
     """The same with one rank through the command line."""
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(_spec(name, _make_data(folder, number), 1)), encoding="utf-8")  # JSON is YAML
+    await asyncio.sleep(SETTLE_SECONDS)
     started = time.time()
     command = [sys.executable, "-P", "-m", "luthier.cli", "submit", str(path)]
     process = await asyncio.create_subprocess_exec(
@@ -248,6 +252,7 @@ def _run_peer(python: Path, folder: Path, number: int, ranks: int) -> float:
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hf"),
     }
+    time.sleep(SETTLE_SECONDS)
     started = time.time()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
     # torch's teardown of two gloo ranks aborts now and then, long after the step that is measured.
