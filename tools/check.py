@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,8 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="slow suites and full counts too")
     parser.add_argument("--static", action="store_true", help="static checks only")
     arguments, rest = parser.parse_known_args()
+    # A shell that starts this in the background makes it ignore Ctrl-C, and programs inherit that; our tests send Ctrl-C to programs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     failed = [name for name, argv in STATIC if not _timed(name, argv)]
     if failed:
         print(f"check: {', '.join(failed)} failed; the tests were not run. Fix: see above, then `make test` again.", file=sys.stderr)
