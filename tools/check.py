@@ -55,7 +55,7 @@ def main() -> int:
     if arguments.static:
         return 0
     environment = {**os.environ, "LUTHIER_FULL_COUNTS": "1"} if arguments.all else dict(os.environ)
-    pytest = [str(BIN / "pytest"), "-n", "2", "--dist", "loadgroup", "-m", SELECT[arguments.all], "-q", "--durations=10", *rest]
+    pytest = [str(BIN / "pytest"), "-n", "2", "--dist", "loadgroup", "-m", SELECT[arguments.all], "-q", "-rfEs", "--durations=10", *rest]
     return subprocess.run(pytest, cwd=ROOT, check=False, env=environment).returncode
 
 
