@@ -26,7 +26,7 @@ from luthier.controller.view import View, launch_name
 from luthier.errors import LuthierError, SpecError
 from luthier.spec.models import JobSpec
 
-__all__ = ["Admissions", "launch_from_json", "launch_to_json"]
+__all__ = ["Admissions", "has_deadline", "launch_from_json", "launch_to_json"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ def launch_from_json(data: Mapping[str, Any], *, controller: str, token: str) ->
     return Launch(data["name"], data["job_uid"], data["attempt"], nodes)
 
 
+def has_deadline(job: JobRecord) -> bool:
+    """Whether time alone can end the job."""
+    return bool((job.spec.get("scheduling") or {}).get("deadline"))
+
+
 @dataclass(frozen=True)
 class _Candidate:
     """A QUEUED job, and what was found out about it in the store."""
@@ -54,6 +59,8 @@ class _Candidate:
     job: JobRecord
     demand: Demand
     broken: str = ""
+    deadline: bool = False
+    """It may time out while it waits, which is `decide`'s business."""
 
 
 class Admissions:
@@ -135,7 +142,7 @@ class Admissions:
         """Admit what fits; returns the jobs that need a look: admitted, failed, or to be failed by `decide`."""
         candidates = await self._store.read(self._candidates)
         now = self._clock()
-        look = [c.job.uid for c in candidates if c.broken]
+        look = [c.job.uid for c in candidates if c.broken or c.deadline]
         with self._metrics.schedule.time():
             decision = admit((c.demand for c in candidates if not c.broken), list(self._held.values()), self._capacities, now)
         jobs = {c.job.uid: c.job for c in candidates}
@@ -164,7 +171,7 @@ class Admissions:
                 continue
             broken = broken_dependency(reader, job) if job.dependencies else ""
             unmet = unmet_dependency(reader, job) if job.dependencies and not broken else ""
-            found.append(_Candidate(job, self._demand(job, unmet), broken))
+            found.append(_Candidate(job, self._demand(job, unmet), broken, has_deadline(job)))
         return found
 
     def _demand(self, job: JobRecord, unmet: str) -> Demand:
@@ -237,20 +244,12 @@ class Admissions:
     async def _write_waits(self, jobs: Mapping[str, JobRecord], decision: Decision) -> None:
         """Store reasons that changed; positions and estimates stay in memory."""
         changed = [
-            (uid, wait)
+            (jobs[uid], wait.reason, wait.message)
             for uid, wait in self._waits.items()
             if (jobs[uid].waiting_reason, jobs[uid].waiting_message) != (wait.reason, wait.message)
         ]
-        if not changed:
-            return
-
-        def write(tx: Transaction) -> None:
-            for uid, wait in changed:
-                job = tx.job(uid)
-                if job is not None and job.state == JobState.QUEUED and job.version == jobs[uid].version:
-                    tx.update_job(uid, waiting_reason=wait.reason, waiting_message=wait.message)
-
-        await self._store.transact(write)
+        if changed:
+            await self._store.transact(lambda tx: tx.set_waiting(changed))
 
     def _gauge(self, candidates: Iterable[_Candidate]) -> None:
         for name, capacity in self._capacities.items():

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from luthier.controller.actions import Action, LaunchNodes, RemoveLaunch, StopNodes, StoreAction, WakeAt
-from luthier.controller.admission import Admissions, launch_from_json
+from luthier.controller.admission import Admissions, has_deadline, launch_from_json
 from luthier.controller.applying import Surroundings, apply, decide_and_apply, load_view
 from luthier.controller.config import ControllerConfig
 from luthier.controller.decide import decide
@@ -97,7 +97,8 @@ class Reconciler:
     def committed(self, events: Sequence[EventRecord]) -> None:
         """Listener of the store."""
         for event in events:
-            self._dirty.add(event.job_uid)
+            if event.type != "CREATED":  # a new job is the business of the admission pass
+                self._dirty.add(event.job_uid)
             if event.state or event.type in ("CREATED", "DELETED", "UPDATED"):
                 self._admit = True
             if event.state in TERMINAL:
@@ -205,7 +206,7 @@ class Reconciler:
         attempts are the business of the admission pass."""
         jobs = await self._store.read(lambda reader: reader.unfinished_jobs())
         self._gauge(jobs)
-        waiting = {j.uid for j in jobs if j.state == JobState.QUEUED and not j.attempt and not _has_deadline(j)}
+        waiting = {j.uid for j in jobs if j.state == JobState.QUEUED and not j.attempt and not has_deadline(j)}
         return ({j.uid for j in jobs} - waiting) | {name.rpartition("-a")[0] for name, _ in self._snapshot.nodes}
 
     def _gauge(self, jobs: Collection[JobRecord]) -> None:
@@ -386,7 +387,3 @@ class Reconciler:
         """Jobs that still hold nodes."""
         jobs = await self._store.read(lambda reader: reader.unfinished_jobs())
         return sum(self._admissions.holds_slots(j.uid) for j in jobs)
-
-
-def _has_deadline(job: JobRecord) -> bool:
-    return bool((job.spec.get("scheduling") or {}).get("deadline"))

@@ -112,6 +112,10 @@ class Transaction(Reader, Protocol):
         """Change anything but `state`; bumps `version` unless only `progress` changes."""
         ...
 
+    def set_waiting(self, waits: Sequence[tuple[JobRecord, str, str]]) -> None:
+        """(job as read, reason, message) of many waiting jobs at once; one that is not QUEUED or was written since is left alone."""
+        ...
+
     def transition(
         self,
         uid: str,

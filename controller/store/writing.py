@@ -32,6 +32,17 @@ __all__ = ["Group", "SqlTransaction"]
 
 # Built once: with values given at execution, the library finds the compiled statement without walking forty columns.
 _INSERT_JOB = insert(schema.jobs)
+_SET_WAITING = (
+    update(schema.jobs)
+    .where(schema.jobs.c.uid == bindparam("of"), schema.jobs.c.version == bindparam("seen"), schema.jobs.c.state == "QUEUED")
+    .values(
+        waiting_reason=bindparam("reason"),
+        waiting_message=bindparam("message"),
+        update_time=bindparam("at"),
+        version=schema.jobs.c.version + 1,
+        stamp=schema.jobs.c.stamp + 1,
+    )
+)
 _INSERT_REQUEST = insert(schema.requests)
 _INSERT_LABEL = insert(schema.labels)
 _INSERT_DEPENDENCY = insert(schema.dependencies)
@@ -160,6 +171,12 @@ class SqlTransaction(SqlReader):
             self._write_dependencies(changed)
         self._group.progressed[job.uid] = job.tenant
         return changed
+
+    def set_waiting(self, waits: Sequence[tuple[JobRecord, str, str]]) -> None:
+        rows = [{"of": job.uid, "seen": job.version, "reason": reason, "message": message} for job, reason, message in waits]
+        if rows:
+            self.connection.execute(_SET_WAITING, [{**row, "at": self.now} for row in rows])
+            self._group.progressed.update((job.uid, job.tenant) for job, _, _ in waits)
 
     def transition(
         self,
