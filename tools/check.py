@@ -28,6 +28,8 @@ STATIC: tuple[tuple[str, list[str]], ...] = (
     ("proto", [sys.executable, "tools/proto.py", "check"]),
     ("docs", [sys.executable, "tools/docs.py", "--check"]),
 )
+# Counts of property tests in `make test-all`; a variable that is set already wins. In `make test` the tests use their own small ones.
+FULL_COUNTS = {"LUTHIER_SPEC_EXAMPLES": "50000", "LUTHIER_QUEUE_EXAMPLES": "20000", "LUTHIER_DECIDE_EXAMPLES": "20000"}
 SELECT = {False: "not (slow or cluster or gpu)", True: "not (cluster or gpu)"}
 
 
@@ -54,8 +56,22 @@ def main() -> int:
         return 1
     if arguments.static:
         return 0
-    environment = {**os.environ, "LUTHIER_FULL_COUNTS": "1"} if arguments.all else dict(os.environ)
-    pytest = [str(BIN / "pytest"), "-n", "2", "--dist", "loadgroup", "-m", SELECT[arguments.all], "-q", "-rfEs", "--durations=10", *rest]
+    environment = {**(FULL_COUNTS if arguments.all else {}), **os.environ}
+    limit = ["--timeout", "7200"] if arguments.all else []  # full counts take their time
+    pytest = [
+        str(BIN / "pytest"),
+        "-n",
+        "2",
+        "--dist",
+        "loadgroup",
+        "-m",
+        SELECT[arguments.all],
+        "-q",
+        "-rfEs",
+        "--durations=10",
+        *limit,
+        *rest,
+    ]
     return subprocess.run(pytest, cwd=ROOT, check=False, env=environment).returncode
 
 

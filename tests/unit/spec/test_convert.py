@@ -24,7 +24,12 @@ _name = st.from_regex(r"[a-z][a-z0-9_]{0,12}", fullmatch=True)
 _text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 _nanos = st.integers(1, 10**17).map(lambda n: n / 10**9)
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | _text,
+    # Adding zero makes -0.0 a 0.0: JSON's whole numbers have no signed zero.
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False).map(lambda x: x + 0.0)
+    | _text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_name, inner, max_size=3),
     max_leaves=8,
 )
