@@ -124,7 +124,7 @@ class Monitor:
         store = self._world.job_store(job.uid)
         start = store.checkpoints.get(str((generation.resume_from or {}).get("path")))
         head = store.journal.get(str((generation.journal_head or {}).get("path")))
-        newest = _newest(chain, [*store.checkpoints.values(), *store.journal.values()])
+        newest = _newest(chain, self._world.scanned[generation.address])  # what is committed later is a zombie's
         for chosen in (start, head):
             if chosen is not None and not _on_chain(chain, chosen):
                 self._wrong(f"generation {generation.number} starts from {chosen.path}, which lies off the chain")
@@ -159,9 +159,9 @@ class Monitor:
             self._wrong(f"{incarnation} joined generation {formed.fence.generation}, which {other} had joined")
 
     def exited(self, machine: Machine, code: int) -> None:
-        """An agent ended by itself."""
+        """An agent ended by itself. Node 0's report is the one that counts; the others' only tell that they are done."""
         job = self._jobs.get(machine.launch.job_uid)
-        if code == 0 and job is not None and not job.plan_finished and job.attempt == machine.launch.attempt and job.state in _FORMING:
+        if code == 0 and machine.launch.node == 0 and job is not None and not job.plan_finished and job.attempt == machine.launch.attempt and job.state in _FORMING:
             self._wrong(f"{machine.incarnation} exited with 0 although no report was accepted")
 
     def launching(self, launch: Launch) -> None:

@@ -22,7 +22,7 @@ from unittest import mock
 import grpc
 import grpc.aio
 from tests.unit.protocol.monitor import Monitor
-from tests.unit.protocol.training import Fence, Group, JobStore, SimRank
+from tests.unit.protocol.training import Fence, Group, JobStore, Saved, SimRank
 from tests.unit.protocol.virtual import EPOCH, InlineStore, VirtualLoop, VirtualTime
 
 from luthier.controller import attaching
@@ -420,6 +420,8 @@ class World:
         self.groups: dict[tuple[str, Fence, str], Group] = {}
         self.launches: dict[str, _Launched] = {}
         self.machines: list[Machine] = []
+        self.scanned: dict[str, list[Saved]] = {}
+        """What node 0 found when it opened an address."""
         self.bad_nodes: dict[tuple[str, int], bool] = {}
         self.slow_network_until = -1.0
         self.graves: list[tuple[SimController, list[asyncio.Task[Any]]]] = []
@@ -515,7 +517,7 @@ class World:
 
     async def changed(self) -> None:
         """Until something may look different."""
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
 
     def stop(self, name: str, grace: float) -> None:
         """SIGTERM, then SIGKILL."""
@@ -679,13 +681,17 @@ class World:
 
         aio = SimpleNamespace(insecure_channel=channel, AioRpcError=grpc.aio.AioRpcError, EOF=grpc.aio.EOF)
 
+        node_host = NodeLaunch.host
+
         def listen(*_: Any, **__: Any) -> Any:
             world._ports += 1
             port = world._ports
             return SimpleNamespace(close=lambda: None, fileno=lambda: -1, getsockname=lambda: ("h", port))
 
         def scan(prefix: Path) -> Any:
-            return world.job_store(prefix.name).scan()
+            store = world.job_store(prefix.name)
+            world.scanned[f"{node_host}:{world._ports}"] = [*store.checkpoints.values(), *store.journal.values()]
+            return store.scan()
 
         for module in (node, spool, attach, report):
             stack.enter_context(mock.patch.object(module, "time", self.time))
