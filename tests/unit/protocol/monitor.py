@@ -161,7 +161,14 @@ class Monitor:
     def exited(self, machine: Machine, code: int) -> None:
         """An agent ended by itself. Node 0's report is the one that counts; the others' only tell that they are done."""
         job = self._jobs.get(machine.launch.job_uid)
-        if code == 0 and machine.launch.node == 0 and job is not None and not job.plan_finished and job.attempt == machine.launch.attempt and job.state in _FORMING:
+        if (
+            code == 0
+            and machine.launch.node == 0
+            and job is not None
+            and not job.plan_finished
+            and job.attempt == machine.launch.attempt
+            and job.state in _FORMING
+        ):
             self._wrong(f"{machine.incarnation} exited with 0 although no report was accepted")
 
     def launching(self, launch: Launch) -> None:

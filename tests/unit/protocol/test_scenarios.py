@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.protocol.test_model import run, settled, strike
-from tests.unit.protocol.virtual import template
 from tests.unit.protocol.world import Machine, World
 
 from luthier.controller.store.records import JobState
 from luthier.v1 import node_service_pb2 as pb
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A database to copy."""
-    yield template(tmp_path_factory.mktemp("template") / "luthier.db")
 
 
 async def submitted(world: World, state: JobState = JobState.RUNNING) -> None:
@@ -52,7 +44,7 @@ def has(world: World, text: str) -> bool:
     return any(text in line for line in world.trace)
 
 
-POINTS = range(0, 26)
+POINTS = range(26)
 
 
 @pytest.mark.parametrize("points", POINTS)
@@ -236,7 +228,7 @@ def test_a_node_evicted_twice_running_costs_no_budget_and_no_step(empty: Path, n
             before = len(world.job_store("j1").checkpoints)
             await asyncio.sleep(5.0)
             await strike(world, "eviction", node)
-            await world.until(lambda before=before: len(world.job_store("j1").checkpoints) > before, 60, "its save")  # type: ignore[misc]
+            await world.until(lambda before=before: len(world.job_store("j1").checkpoints) > before, 60, "its save")
             await reached(world, JobState.QUEUED, JobState.STARTING)
         await settled(world, set())
         assert used(world) == 0
@@ -392,3 +384,107 @@ def test_the_monitor_sees_a_formed_message_that_must_not_be(empty: Path) -> None
 
     with pytest.raises(AssertionError, match="Formed was sent to x while the job is PAUSING"):
         run(empty, script)
+
+
+def test_a_fact_that_arrives_after_its_generation_was_closed_changes_nothing(empty: Path) -> None:
+    """A node that was cut off reports checkpoints, ends and readiness of the old generation when the next one is already due."""
+
+    async def script(world: World) -> None:
+        await submitted(world)
+        await saved(world)
+        world.monitor.infra_faults = 1
+        first = machine(world, 0)
+        first.cut_until = world.loop.time() + 45.0
+        for call in [c for c in world.calls if c._machine is first]:
+            call.cut(10.0)
+        machine(world, 1).ranks[-1]._sim.end(-9)
+        await settled(world, {"rank"})
+        assert (world.monitor.formed, used(world)) == (2, 1)
+
+    run(empty, script)
+
+
+def test_a_gang_that_does_not_come_together_gives_its_slots_back(empty: Path) -> None:
+    """After the gang's time the job waits for capacity again, no budget is charged, and it is tried again."""
+
+    async def script(world: World) -> None:
+        await world.create("tune", "j1")
+        await world.until(lambda: len(world.running()) == 2, 10, "the launch")
+        second = machine(world, 1)
+        second.cut_until = world.loop.time() + 650.0
+        await settled(world, set())
+        assert has(world, "the slots were released")
+        assert used(world) == 0
+
+    run(empty, script)
+
+
+def test_a_node_that_fails_its_checks_ends_only_its_attempt(empty: Path) -> None:
+    """One retry is charged and another attempt succeeds."""
+
+    async def script(world: World) -> None:
+        world.monitor.infra_faults = 1
+        world.bad_nodes["j1", 1] = True
+        await world.create("tune", "j1")
+        await settled(world, {"bad node"})
+        assert world.states() == {"tune": JobState.SUCCEEDED}
+        assert used(world) == 1
+
+    run(empty, script)
+
+
+def test_the_same_death_at_the_same_step_twice_running_ends_the_job(empty: Path) -> None:
+    """It is no accident; a retry by the user starts with fresh budgets."""
+
+    async def script(world: World) -> None:
+        await submitted(world)
+        world.monitor.infra_faults = 2
+        for generation in (1, 2):
+            await world.until(lambda generation=generation: world.monitor.formed == generation, 120, "the generation")
+            await world.until(lambda: any(r.step == 2 and r.running for r in machine(world, 1).ranks), 60, "step 2")
+            machine(world, 1).ranks[-1]._sim.end(-9)
+        await reached(world, JobState.FAILED)
+        assert has(world, "the same end at the same step twice running")
+        await world.verb("retry", "tune")
+        await settled(world, {"rank"})
+        assert world.states() == {"tune": JobState.SUCCEEDED}
+        assert used(world) == 0
+
+    run(empty, script)
+
+
+def test_a_lost_peer_alone_is_never_a_cause(empty: Path) -> None:
+    """72 from one node waits for the true cause of the other, which is the one that is told."""
+
+    async def script(world: World) -> None:
+        await submitted(world)
+        await saved(world)
+        world.monitor.infra_faults = 1
+        first = machine(world, 0)
+        first.cut_until = world.loop.time() + 8.0
+        for call in [c for c in world.calls if c._machine is first]:
+            call.cut(0.0)
+        first.ranks[-1]._sim.end(-9)
+        await settled(world, {"rank"})
+        ends = [g.end_cause for g in world.monitor.generations("j1")]
+        assert ends == ["KILLED", "FINISHED"]
+
+    run(empty, script)
+
+
+def test_a_job_whose_dependency_is_deleted_while_it_waits_fails_at_once(empty: Path) -> None:
+    """DEPENDENCY with its reason; no node is ever started for it."""
+
+    async def script(world: World) -> None:
+        await submitted(world)
+        await world.create("after", "j2", ({"job": "jobs/tune", "uid": "j1", "artifact": "result"},))
+        await asyncio.sleep(5.0)
+        assert world.states()["after"] == JobState.QUEUED
+        await world.verb("cancel", "tune")
+        await world.until(lambda: world.ended("tune") and not world.launches, 120, "the end")
+        await world.verb("delete", "tune")
+        await world.until(lambda: world.ended("after"), 60, "its end")
+        assert world.states() == {"after": JobState.FAILED}
+        assert not any(m.launch.job_uid == "j2" for m in world.machines)
+
+    run(empty, script)

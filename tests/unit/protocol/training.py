@@ -17,7 +17,7 @@ from typing import Any
 from luthier.trainer_node.ranks import Listener, LocalRank
 from luthier.v1 import node_service_pb2 as pb
 
-__all__ = ["Fence", "Group", "JobStore", "Saved", "SimRank", "WORDS"]
+__all__ = ["WORDS", "Fence", "Group", "JobStore", "Saved", "SimRank"]
 
 Fence = tuple[int, int]
 WORDS = ("none", "save", "save_and_leave", "stop")

@@ -52,18 +52,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jump.now
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
         return self.call_soon(callback, *args, context=context)
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         future: asyncio.Future[T] = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001  it belongs to the caller
+        except Exception as error:
             future.set_exception(error)
         return future
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """Signals are sent by calling the node."""
 
 
@@ -88,7 +88,9 @@ class InlineStore(SqlStore):
     `gate(point)` is awaited before and after each commit: a fault may end or stop the controller there.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float], gate: Callable[[str], Awaitable[None]], committed: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, clock: Callable[[], float], gate: Callable[[str], Awaitable[None]], committed: Callable[[], None]
+    ) -> None:
         super().__init__(path, clock=clock)
         self._gate = gate
         self._committed = committed

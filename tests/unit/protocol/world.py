@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -23,12 +23,13 @@ import grpc
 import grpc.aio
 from tests.unit.protocol.monitor import Monitor
 from tests.unit.protocol.training import Fence, Group, JobStore, Saved, SimRank
-from tests.unit.protocol.virtual import EPOCH, InlineStore, VirtualLoop, VirtualTime
+from tests.unit.protocol.virtual import InlineStore, VirtualLoop, VirtualTime
 
 from luthier.controller import attaching
 from luthier.controller.admission import Admissions
 from luthier.controller.config import ControllerConfig
 from luthier.controller.executors.api import AttemptPlan, Launch, LaunchNode, NodeObservation, Snapshot
+from luthier.controller.facts import apply_fact
 from luthier.controller.logs import LogStore
 from luthier.controller.metrics import ControllerMetrics
 from luthier.controller.reconcile import Reconciler
@@ -344,7 +345,7 @@ class SimController:
 
     async def start(self) -> None:
         await self.store.open()
-        self.spawn(self._reconcile())
+        self._loop = self.spawn(self._reconcile())
 
     async def _reconcile(self) -> None:
         try:
@@ -405,10 +406,14 @@ class _Launched:
 
 
 class World:
-    """One run. `seed` decides every delay; faults come from outside."""
+    """One run. `seed` decides every delay; faults come from outside. There is room for `nodes` nodes of `processes` ranks;
+    `blocking`: survivors of a dead peer stay in their collective, as under NCCL."""
 
-    def __init__(self, loop: VirtualLoop, root: Path, template: Path, seed: int, *, slots: int = 4, blocking: bool = False) -> None:
-        self.loop, self.root, self.slots, self.blocking = loop, root, slots, blocking
+    def __init__(
+        self, loop: VirtualLoop, root: Path, template: Path, seed: int, *, nodes: int = 2, processes: int = 1, blocking: bool = False
+    ) -> None:
+        self.loop, self.root, self.slots, self.blocking = loop, root, nodes * processes, blocking
+        self.spec = {**SPEC, "resources": {**SPEC["resources"], "processes_per_node": processes}}
         self.rng = random.Random(seed)
         self.time = VirtualTime(loop)
         self.database = root / "luthier.db"
@@ -426,6 +431,7 @@ class World:
         self.slow_network_until = -1.0
         self.graves: list[tuple[SimController, list[asyncio.Task[Any]]]] = []
         self.controllers: list[SimController] = []
+        self._beside: set[asyncio.Task[None]] = set()
         self._incarnations = 0
         self._ports = 1000
         self._change = asyncio.Event()
@@ -463,6 +469,12 @@ class World:
         """As it is stored."""
         return self.monitor.jobs().get(name)
 
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Beside the script."""
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
     # --- machines ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -492,7 +504,7 @@ class World:
                 controller=str(item.config["controller"]),
                 token=str(item.config["token"]),
                 store_root=str(self.root / "store"),
-                spec=SPEC,
+                spec=self.spec,
             )
             machines[item.index] = self._start(told, launch.name)
         self.launches[launch.name] = _Launched(machines)
@@ -612,7 +624,7 @@ class World:
             await asyncio.sleep(0.5)
         raise AssertionError(f"no controller ever answered {what}")
 
-    async def create(self, name: str, uid: str) -> None:
+    async def create(self, name: str, uid: str, dependencies: tuple[Mapping[str, str], ...] = ()) -> None:
         """CreateJob with a request id, as the service stores it."""
 
         def insert(tx: Transaction) -> JobRecord:
@@ -621,7 +633,17 @@ class World:
                 found = tx.job(earlier[1])
                 assert found is not None
                 return found
-            record = JobRecord(uid=uid, tenant=TENANT, name=name, spec=SPEC, method="sft", queue="default", priority=0, create_time=tx.now)
+            record = JobRecord(
+                uid=uid,
+                tenant=TENANT,
+                name=name,
+                spec=self.spec,
+                method="sft",
+                queue="default",
+                priority=0,
+                create_time=tx.now,
+                dependencies=dependencies,
+            )
             return tx.insert_job(record, request_id=uid, body_hash="h")
 
         await self.write(f"create {name}", insert)
@@ -709,7 +731,7 @@ class World:
             (node, "forget_marks", lambda *_: None),
             (node, "last_lines", lambda *_: []),
             (node, "installed_versions", lambda: {"torch": "2"}),
-            (attaching, "apply_fact", self.monitor.applying(attaching.apply_fact)),
+            (attaching, "apply_fact", self.monitor.applying(apply_fact)),
         ]
         for module, name, value in replaced:
             stack.enter_context(mock.patch.object(module, name, value))
