@@ -68,8 +68,7 @@ def say_hello(tx: Transaction, hello: pb.Hello) -> Welcome:
     if node.incarnation == hello.incarnation:
         node = tx.update_node(job.uid, attempt.number, node.index, **announced)
         return Welcome(tenant=job.tenant, job_name=job.name, acked=node.acked)
-    if node.incarnation:
-        _lose_ranks(tx, job, attempt, node)
+    formed = _lose_ranks(tx, job, attempt, node) if node.incarnation else 0
     superseded = (*node.superseded, node.incarnation) if node.incarnation else node.superseded
     node = tx.put_node(
         NodeRecord(
@@ -79,6 +78,7 @@ def say_hello(tx: Transaction, hello: pb.Hello) -> Welcome:
             incarnation=hello.incarnation,
             superseded=superseded,
             state="attached",
+            formed=formed,
             **announced,
         )
     )
@@ -88,11 +88,12 @@ def say_hello(tx: Transaction, hello: pb.Hello) -> Welcome:
     return Welcome(tenant=job.tenant, job_name=job.name)
 
 
-def _lose_ranks(tx: Transaction, job: JobRecord, attempt: AttemptRecord, node: NodeRecord) -> None:
-    """A node came back as another process tree: the ranks that it had in the open generation are gone."""
+def _lose_ranks(tx: Transaction, job: JobRecord, attempt: AttemptRecord, node: NodeRecord) -> int:
+    """A node came back as another process tree: the ranks that it had in the open generation are gone. Returns that generation, which
+    the new incarnation must not join; 0 for none."""
     generations = tx.generations(job.uid, attempt.number)
     if not generations or generations[-1].end_time is not None:
-        return
+        return 0
     generation = generations[-1]
     share = generation.world_size // attempt.num_nodes
     for rank in range(node.index * share, (node.index + 1) * share):
@@ -110,6 +111,7 @@ def _lose_ranks(tx: Transaction, job: JobRecord, attempt: AttemptRecord, node: N
                 time=tx.now,
             )
         )
+    return generation.number
 
 
 def store_messages(tx: Transaction, hello: pb.Hello, requests: Sequence[pb.AttachRequest]) -> Stored:

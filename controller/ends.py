@@ -220,10 +220,12 @@ def not_before(view: View) -> float:
 
 
 def node_end(view: View, attempt: AttemptRecord, now: float) -> list[Action]:
-    """A node of the open attempt is gone before the plan finished."""
+    """A node of the open attempt is gone before the plan finished. One that had finished itself is missed only where the group must
+    form again."""
+    going = view.generation is not None and view.generation.end_time is None
     for index in range(attempt.num_nodes):
         record = view.node(index)
-        if not view.is_gone(index) or (record is not None and record.finished):
+        if not view.is_gone(index) or (record is not None and record.finished and going):
             continue
         seen = view.observed.get(index)
         code = seen.exit_code if seen is not None else record.exit_code if record is not None else None

@@ -139,6 +139,7 @@ class Reconciler:
         try:
             await self._observe()
             if self._all or now >= self._resync_at:
+                await self._store.transact(_nothing)  # an idle controller, too, learns here that a newer one took over
                 self._dirty |= await self._everything()
                 self._all, self._resync_at, self._admit = False, now + _RESYNC_SECONDS, True
             due = {uid for uid, time in self._due.items() if time <= now}
@@ -387,3 +388,7 @@ class Reconciler:
         """Jobs that still hold nodes."""
         jobs = await self._store.read(lambda reader: reader.unfinished_jobs())
         return sum(self._admissions.holds_slots(j.uid) for j in jobs)
+
+
+def _nothing(_: Transaction) -> None:
+    """Writes nothing, which only the leader may do."""
