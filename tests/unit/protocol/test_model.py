@@ -19,6 +19,8 @@ from tests.unit.protocol.world import World
 
 from luthier.controller.store.records import JobState
 
+pytestmark = pytest.mark.chaos
+
 Script = Callable[[World], Awaitable[None]]
 EXAMPLES = 3000 if os.environ.get("LUTHIER_FULL_COUNTS") else 20
 

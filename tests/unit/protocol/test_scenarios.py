@@ -14,6 +14,8 @@ from tests.unit.protocol.world import Machine, World
 from luthier.controller.store.records import JobState
 from luthier.v1 import node_service_pb2 as pb
 
+pytestmark = pytest.mark.chaos
+
 
 async def submitted(world: World, state: JobState = JobState.RUNNING) -> None:
     """One job of two nodes, in this state."""
