@@ -69,9 +69,11 @@ class Pace:
 def after_phase_started(
     job: JobRecord, *, index: int, kind: str, title: str, total_steps: int, start_step: int, device: str
 ) -> dict[str, Any]:
-    """Progress at the start of a phase."""
+    """Progress at the start of a phase. A phase without steps leaves the steps of the one before to be seen."""
     progress = {k: v for k, v in job.progress.items() if k != "eta"}
-    progress |= {"phase": title or kind, "phase_index": index, "step": start_step, "total_steps": total_steps}
+    progress |= {"phase": title or kind, "phase_index": index}
+    if total_steps:
+        progress |= {"step": start_step, "total_steps": total_steps}
     progress["fraction"] = start_step / total_steps if total_steps else float(progress.get("fraction") or 0.0) if kind != "train" else 0.0
     if device:
         progress["device"] = device
@@ -79,14 +81,13 @@ def after_phase_started(
 
 
 def after_phase_done(job: JobRecord, *, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Progress at the end of a phase."""
+    """Progress at the end of a phase. A Train phase tells its steps, which an early stop makes fewer than planned."""
     progress = dict(job.progress)
     loss = metrics.get("eval_loss")
     if loss is not None and math.isfinite(loss):
         progress["eval_loss"] = loss
-    if progress.get("total_steps"):
-        progress["step"] = progress["total_steps"]
-        progress["fraction"] = 1.0
+    if steps := int(metrics.get("steps") or 0):
+        progress |= {"step": steps, "total_steps": steps, "fraction": 1.0}
     progress.pop("eta", None)
     return progress
 
@@ -101,6 +102,8 @@ def after_samples(job: JobRecord, rows: Sequence[SampleRow], pace: Pace) -> dict
             if value is not None and math.isfinite(value):
                 progress[key] = value
     last = rows[-1]
+    if last.phase_index < int(progress.get("phase_index") or 0):
+        return progress  # samples may be written after the fact that began the next phase: that one is where the job stands
     progress |= {"phase_index": last.phase_index, "step": last.step}
     if last.total_steps:
         progress["total_steps"] = last.total_steps

@@ -53,7 +53,7 @@ def test_phases_move_progress() -> None:
     """A phase starts at its step without an old ETA, and ends complete with its held-out loss."""
     before = job(progress={"eta": "3s", "fraction": 0.7})
     started = after_phase_started(before, index=3, kind="train", title="train", total_steps=10, start_step=4, device="cpu/gloo")
-    done = after_phase_done(job(progress=started), metrics={"eval_loss": 1.5})
+    done = after_phase_done(job(progress=started), metrics={"eval_loss": 1.5, "steps": 10.0})
 
     assert started == {"fraction": 0.4, "phase": "train", "phase_index": 3, "step": 4, "total_steps": 10, "device": "cpu/gloo"}
     assert (done["step"], done["fraction"], done["eval_loss"]) == (10, 1.0, 1.5)
@@ -67,3 +67,21 @@ def test_steps_that_are_done_again_are_known() -> None:
     assert reached_before([first]) is None
     assert reached_before([first, generation(2, resume_from=resume, start_step=10)]) == (1, 17)
     assert reached_before([generation(1, phase_index=1, last_step=10), generation(2, resume_from=resume)]) is None
+
+
+def test_an_early_stop_ends_where_it_stopped() -> None:
+    """The steps that a Train phase tells are all that there will be."""
+    started = after_phase_started(job(), index=1, kind="train", title="", total_steps=100, start_step=0, device="")
+    done = after_phase_done(job(progress=started), metrics={"steps": 40.0})
+
+    assert (done["step"], done["total_steps"], done["fraction"]) == (40, 40, 1.0)
+
+
+def test_what_comes_after_training_leaves_its_steps_to_be_seen() -> None:
+    """An evaluation has no steps, and samples of the training that are written late do not bring the old phase back."""
+    trained = job(progress={"phase": "train", "phase_index": 1, "step": 40, "total_steps": 40, "fraction": 1.0})
+    evaluating = after_phase_started(trained, index=2, kind="evaluate", title="", total_steps=0, start_step=0, device="")
+    late = after_samples(job(progress=evaluating), [row(39, 1.0, loss=0.5)], Pace())
+
+    assert (evaluating["phase"], evaluating["step"], evaluating["total_steps"]) == ("evaluate", 40, 40)
+    assert late == {**evaluating, "loss": 0.5}
