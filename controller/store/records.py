@@ -173,7 +173,7 @@ class NodeRecord:
     preflight: Mapping[str, Any] = field(default_factory=dict)
     """Its `PreflightResult` as plain JSON; {} before."""
     formed: int = 0
-    """Newest generation it reported to run."""
+    """Newest generation that it reported to run, or that an older incarnation was in: it is told of none up to here."""
     left: bool = False
     """Its ranks left on request (75)."""
     acked: int = 0

@@ -208,7 +208,8 @@ async def test_a_fact_is_stored_once(scene: Scene) -> None:
 
 @pytest.mark.asyncio
 async def test_the_newest_incarnation_wins_for_ever(scene: Scene) -> None:
-    """A new process tree of a node fences the old one, loses its ranks, and an old one that comes back stays out."""
+    """A new process tree of a node fences the old one, loses its ranks and joins no generation of it; an old one that comes back
+    stays out."""
     old = await scene.attach("one")
     await old.fact(note=pb.Note(type="FIRST"))
     await old.acked(1)
@@ -220,7 +221,7 @@ async def test_the_newest_incarnation_wins_for_ever(scene: Scene) -> None:
     assert (await back.hear("fenced")).message == "a newer incarnation of this node attached"
     view = await scene.view()
     assert [(e.rank, e.code, e.message) for e in view.rank_ends] == [(0, -1000, "its node started again")]
-    assert (view.nodes[0].incarnation, view.nodes[0].superseded, view.nodes[0].formed) == ("two", ("one",), 0)
+    assert (view.nodes[0].incarnation, view.nodes[0].superseded, view.nodes[0].formed) == ("two", ("one",), 1)
 
 
 @pytest.mark.asyncio
