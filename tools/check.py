@@ -29,7 +29,12 @@ STATIC: tuple[tuple[str, list[str]], ...] = (
     ("docs", [sys.executable, "tools/docs.py", "--check"]),
 )
 # Counts of property tests in `make test-all`; a variable that is set already wins. In `make test` the tests use their own small ones.
-FULL_COUNTS = {"LUTHIER_SPEC_EXAMPLES": "50000", "LUTHIER_QUEUE_EXAMPLES": "20000", "LUTHIER_DECIDE_EXAMPLES": "20000"}
+FULL_COUNTS = {
+    "LUTHIER_FULL_COUNTS": "1",
+    "LUTHIER_SPEC_EXAMPLES": "50000",
+    "LUTHIER_QUEUE_EXAMPLES": "20000",
+    "LUTHIER_DECIDE_EXAMPLES": "20000",
+}
 SELECT = {False: "not (slow or cluster or gpu)", True: "not (cluster or gpu)"}
 
 
