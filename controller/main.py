@@ -211,11 +211,12 @@ def _say(text: str) -> None:
 
 async def _serve(config: ControllerConfig) -> int:
     controller = Controller(config)
-    await controller.start()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
+        # Before the start: from the moment that endpoint.json is there, a signal must end the process in order.
         loop.add_signal_handler(number, signals.put_nowait, number)
+    await controller.start()
     _say(f"luthier is ready on {controller.address} (metrics on http://{controller.http_address}/metrics, state in {config.state_dir})")
     first = asyncio.create_task(signals.get())
     controller.failed.add_done_callback(lambda _: first.cancel())
